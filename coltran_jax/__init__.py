@@ -1,0 +1,1 @@
+"""The Colorization Transformer (ColTran, ICLR 2021) in JAX/Flax."""

@@ -1,0 +1,292 @@
+"""The autoregressive sampler: codes drawn from the colorizer, pixel by pixel.
+
+Axes: B batch, T pictures of a tile, H height, W width, D features, V symbols.
+
+What depends on gray alone is computed once a picture, what depends on the rows
+above once a row; the pixel loop only runs the inner decoder on one pixel, with
+cached keys and values. See design section 4.
+
+A result depends on picture, weights and key only. Float sums depend on the
+shapes of the products, so every picture meets the same shapes whatever the
+batch: pictures are sampled in tiles of `TILE`, whose empty places are skipped
+where work is done picture by picture and computed in vain in the pixel loop,
+where four pictures cost what one does (the weights' way from the cache is what
+takes time there).
+"""
+
+import functools
+
+import flax.struct
+import jax
+from jax.sharding import PartitionSpec
+import jax.numpy as jnp
+
+TILE = 4
+MODES = ('exact', 'reference')
+
+
+class Sample(flax.struct.PyTreeNode):
+  """codes int32 [B, H, W] 0..511, log_probs float32 [B, H, W] (nats, <= 0).
+
+  log_probs: of each drawn code under the model, at temperature 1. logits
+  float32 [B, H, W, 512] if asked for, else None.
+  """
+
+  codes: jax.Array
+  log_probs: jax.Array
+  logits: jax.Array | None = None
+
+
+def sample(
+  model,
+  params,
+  gray,
+  rng,
+  *,
+  temperature=1.0,
+  mode='exact',
+  keep_logits=False,
+  mesh=None,
+):
+  """Returns a `Sample` of the colorizer's coarse colours for gray pictures.
+
+  Args:
+    model: a `models.colorizer.Colorizer`.
+    params: its parameters.
+    gray: int [B, H, W], 0..255, at the model's resolution.
+    rng: typed keys [B], one a picture.
+    temperature: divides the logits; 0 takes the most probable code.
+    mode: 'exact' draws from the model as trained. 'reference' does what the
+      published sampler does: the inner decoder's conditional layer norms see
+      one row of the encoder's output where training averages over all.
+    keep_logits: also return all logits.
+    mesh: a mesh over whose `data` axis the batch is split; None = one device.
+
+  Raises:
+    ValueError: shapes, mode or temperature that make no sense.
+  """
+  if mode not in MODES:
+    raise ValueError(f'mode must be one of {MODES}, not {mode!r}')
+  if not temperature >= 0:
+    raise ValueError(f'temperature must be 0 or more, not {temperature}')
+  if gray.ndim != 3 or tuple(gray.shape[1:]) != tuple(model.resolution):
+    raise ValueError(
+      f'gray must be [B, {model.resolution[0]}, {model.resolution[1]}], '
+      f'not {list(gray.shape)}'
+    )
+  if rng.shape != gray.shape[:1]:
+    raise ValueError(
+      f'rng must be one key per picture, [{len(gray)}], not {list(rng.shape)}'
+    )
+  batch = len(gray)
+  shards = mesh.shape['data'] if mesh else 1
+  tiles = max(1, -(-batch // (TILE * shards))) * shards
+  # Spread evenly over the tiles: a full one takes longer than one of one.
+  counts = [batch // tiles + (tile < batch % tiles) for tile in range(tiles)]
+  places = [
+    tile * TILE + place for tile in range(tiles) for place in range(counts[tile])
+  ]
+  places = jnp.array(places, jnp.int32)
+
+  def spread(x):
+    tiled = jnp.zeros((tiles * TILE, *x.shape[1:]), x.dtype).at[places].set(x)
+    return tiled.reshape(tiles, TILE, *x.shape[1:])
+
+  out = _sample_tiles(
+    params,
+    spread(jnp.asarray(gray, jnp.int32)),
+    spread(jax.random.key_data(rng)),
+    jnp.array(counts, jnp.int32),
+    jnp.float32(temperature),
+    model=model,
+    key_impl=str(jax.random.key_impl(rng)),
+    mode=mode,
+    keep_logits=keep_logits,
+    mesh=mesh,
+  )
+  return jax.tree.map(
+    lambda x: x.reshape(tiles * TILE, *x.shape[2:])[places], out
+  )
+
+
+@functools.partial(
+  jax.jit, static_argnames=('model', 'key_impl', 'mode', 'keep_logits', 'mesh')
+)
+def _sample_tiles(
+  params,
+  gray,
+  key_data,
+  counts,
+  temperature,
+  *,
+  model,
+  key_impl,
+  mode,
+  keep_logits,
+  mesh,
+):
+  """Returns a Sample [tiles, TILE, ...] of gray [tiles, TILE, H, W]."""
+
+  def tile(params, temperature, xs):
+    gray, key_data, count = xs
+    keys = jax.random.wrap_key_data(key_data, impl=key_impl)
+    return _sample_tile(
+      model, params, gray, keys, count, temperature, mode, keep_logits
+    )
+
+  def run(params, temperature, *xs):
+    return jax.lax.map(functools.partial(tile, params, temperature), xs)
+
+  if mesh:
+    split, whole = PartitionSpec('data'), PartitionSpec()
+    run = jax.shard_map(
+      run,
+      mesh=mesh,
+      in_specs=(whole, whole, split, split, split),
+      out_specs=split,
+      check_vma=False,
+    )
+  return run(params, temperature, gray, key_data, counts)
+
+
+def pick(logits, noise, temperature):
+  """Returns int32 [...] codes drawn from logits [..., V] by the Gumbel trick.
+
+  noise: standard Gumbel [..., V]. Temperature 0 takes the largest logit.
+  """
+  return jnp.argmax(logits + temperature * noise, axis=-1).astype(jnp.int32)
+
+
+def _each(count, body, state):
+  """Returns state after body(i, state) for the `count` pictures of a tile.
+
+  `state`: a list of the T pictures' own states, and one that they share. Every
+  picture has a loop of its own that runs once or not at all, so that its big
+  caches are updated in place.
+  """
+  own, shared = state
+  own = list(own)
+  for i in range(TILE):
+    own[i], shared = jax.lax.fori_loop(
+      0,
+      (i < count).astype(jnp.int32),
+      lambda _, s, i=i: body(i, *s),
+      (own[i], shared),
+    )
+  return own, shared
+
+
+def _sample_tile(
+  model, params, gray, keys, count, temperature, mode, keep_logits
+):
+  height, width = model.resolution
+
+  def call(method, *args):
+    return model.apply({'params': params}, *args, method=method)
+
+  def encode(i):
+    z = call('encode', jax.lax.dynamic_index_in_dim(gray, i))
+    return z[0], call('condition_norms', z)
+
+  def zeros(f, *args):
+    return jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(f, *args)
+    )
+
+  # Once a picture: the encoder and the norms' conditions.
+  encoded = zeros(jax.vmap(encode), jnp.arange(TILE))
+  encoded = jax.lax.fori_loop(
+    0,
+    count,
+    lambda i, all_: jax.tree.map(lambda a, x: a.at[i].set(x), all_, encode(i)),
+    encoded,
+  )
+  z, (outer_norms, inner_norms) = encoded
+
+  table, head_table = call('symbol_table')
+  heads, size = head_table['q'].shape[1:]
+  dtype = table.dtype
+
+  def outer_cache():
+    shape = (height, width, heads, size)
+    return [
+      (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+      for _ in range(model.num_outer_layers)
+    ]
+
+  def prepare_row(i, row, caches, codes):
+    """Runs the outer decoder on the row above, then readies this row."""
+    above = jnp.maximum(row - 1, 0)
+    norms = jax.tree.map(lambda n: n[i], outer_norms)
+    context, caches = call(
+      'outer_row', codes[i, above], z[i, above], norms, caches, above
+    )
+    context = jnp.where(row > 0, context, 0)
+    pixels = call('inner_row', context, z[i, row], row)
+    if mode == 'exact':
+      norms = jax.tree.map(lambda n: n[i], inner_norms)
+    else:
+      norms = call('inner_norms', z[i, row][None, None])
+    norms = jax.tree.map(lambda n: n.reshape(-1), norms)  # [2D]
+    noise = jax.random.gumbel(
+      jax.random.fold_in(keys[i], row), (width, model_codes)
+    )
+    return caches, (pixels, norms, noise)
+
+  model_codes = head_table['q'].shape[0] - 1
+  none = model_codes  # The symbol left of a row's first pixel.
+  out = Sample(
+    codes=jnp.zeros((TILE, height, width), jnp.int32),
+    log_probs=jnp.zeros((TILE, height, width)),
+    logits=jnp.zeros((TILE, height, width, model_codes))
+    if keep_logits
+    else None,
+  )
+
+  def each_row(row, carry):
+    caches, rows, inner_caches, out = carry
+
+    def body(i, caches, rows):
+      caches, ready = prepare_row(i, row, caches, out.codes)
+      return caches, jax.tree.map(lambda a, x: a.at[i].set(x), rows, ready)
+
+    caches, rows = _each(count, body, (caches, rows))
+    pixels, norms, noise = rows
+
+    def each_pixel(column, carry):
+      left, inner_caches, out = carry
+      logits, inner_caches = call(
+        'inner_step',
+        table[left],
+        jax.tree.map(lambda t: t[left], head_table),
+        jax.tree.map(lambda p: p[:, column], pixels),
+        norms,
+        inner_caches,
+        column,
+      )
+      codes = pick(logits, noise[:, column], temperature)
+      log_probs = jnp.take_along_axis(
+        jax.nn.log_softmax(logits), codes[:, None], axis=-1
+      )[:, 0]
+      drawn = Sample(codes, log_probs, logits if keep_logits else None)
+      out = jax.tree.map(lambda o, d: o.at[:, row, column].set(d), out, drawn)
+      return codes, inner_caches, out
+
+    left = jnp.full((TILE,), none)
+    _, inner_caches, out = jax.lax.fori_loop(
+      0, width, each_pixel, (left, inner_caches, out)
+    )
+    return caches, rows, inner_caches, out
+
+  caches = [outer_cache() for _ in range(TILE)]
+  rows = zeros(
+    jax.vmap(lambda i: prepare_row(i, 0, caches[0], out.codes)[1]),
+    jnp.arange(TILE),
+  )
+  shape = (width, TILE, heads, size)
+  inner_caches = [
+    (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    for _ in range(model.num_inner_layers)
+  ]
+  carry = (caches, rows, inner_caches, out)
+  return jax.lax.fori_loop(0, height, each_row, carry)[-1]
