@@ -16,11 +16,12 @@ _RGB_TO_XYZ = np.array(
     [0.412453, 0.357580, 0.180423],
     [0.212671, 0.715160, 0.072169],
     [0.019334, 0.119193, 0.950227],
-  ],
-  np.float32,
+  ]
 )
-_XYZ_TO_RGB = np.linalg.inv(_RGB_TO_XYZ.astype(np.float64)).astype(np.float32)
-_WHITE = np.array([0.95047, 1.0, 1.08883], np.float32)
+_WHITE = np.array([0.95047, 1.0, 1.08883])
+# Between linear RGB and XYZ in units of the white, as matrices from the right.
+_TO_XYZ = (_RGB_TO_XYZ / _WHITE[:, None]).T.astype(np.float32)
+_TO_RGB = np.linalg.inv(_RGB_TO_XYZ / _WHITE[:, None]).T.astype(np.float32)
 
 
 def to_gray(rgb):
@@ -33,8 +34,9 @@ def to_gray(rgb):
   """
   rgb = jnp.asarray(rgb).astype(jnp.int32)
   scale = jnp.float32(1.0 / (2**31 - 1))
-  weighted = (rgb.astype(jnp.float32) * scale) * jnp.array(_LUMA, jnp.float32)
-  luma = weighted[..., 0] + weighted[..., 1] + weighted[..., 2]
+  unit = rgb.astype(jnp.float32) * scale
+  r, g, b = (unit[..., i] * jnp.float32(_LUMA[i]) for i in range(3))
+  luma = r + g + b
   return (luma * jnp.float32(2**31)).astype(jnp.int32)
 
 
@@ -68,10 +70,8 @@ def from_codes(codes):
 def to_lab(rgb):
   """Returns float32 [..., 3] CIE Lab (L in 0..100) of [..., 3] sRGB in 0..1."""
   rgb = jnp.asarray(rgb, jnp.float32)
-  linear = jnp.where(
-    rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92
-  )
-  xyz = jnp.matmul(linear, _RGB_TO_XYZ.T, precision='highest') / _WHITE
+  linear = jnp.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+  xyz = jnp.matmul(linear, _TO_XYZ, precision='highest')
   f = jnp.where(xyz > 0.008856, jnp.cbrt(xyz), 7.787 * xyz + 4.0 / 29.0)
   x, y, z = f[..., 0], f[..., 1], f[..., 2]
   return jnp.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
@@ -83,8 +83,8 @@ def from_lab(lab):
   y = (lab[..., 0] + 16) / 116
   z = jnp.maximum(y - lab[..., 2] / 200, 0)
   f = jnp.stack([lab[..., 1] / 500 + y, y, z], axis=-1)
-  xyz = jnp.where(f > 0.2068966, f**3, (f - 4.0 / 29.0) / 7.787) * _WHITE
-  linear = jnp.matmul(xyz, _XYZ_TO_RGB.T, precision='highest')
+  xyz = jnp.where(f > 0.2068966, f**3, (f - 4.0 / 29.0) / 7.787)
+  linear = jnp.matmul(xyz, _TO_RGB, precision='highest')
   linear = jnp.maximum(linear, 0)
   rgb = jnp.where(
     linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear

@@ -6,20 +6,20 @@ What depends on gray alone is computed once a picture, what depends on the rows
 above once a row; the pixel loop only runs the inner decoder on one pixel, with
 cached keys and values. See design section 4.
 
-A result depends on picture, weights and key only. Float sums depend on the
-shapes of the products, so every picture meets the same shapes whatever the
-batch: pictures are sampled in tiles of `TILE`, whose empty places are skipped
-where work is done picture by picture and computed in vain in the pixel loop,
-where four pictures cost what one does (the weights' way from the cache is what
-takes time there).
+A result depends on picture, weights and key only. How floats are summed depends
+on the shapes of the products and on the program around them, so every picture
+meets the same program whatever the batch: pictures are sampled in tiles of
+`TILE`. A tile's empty places are skipped where work is done picture by picture,
+and computed in vain in the pixel loop, where four pictures cost what one does
+(what takes time there is the weights' way from the cache).
 """
 
 import functools
 
 import flax.struct
 import jax
-from jax.sharding import PartitionSpec
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 TILE = 4
 MODES = ('exact', 'reference')
@@ -80,32 +80,44 @@ def sample(
     )
   batch = len(gray)
   shards = mesh.shape['data'] if mesh else 1
-  tiles = max(1, -(-batch // (TILE * shards))) * shards
-  # Spread evenly over the tiles: a full one takes longer than one of one.
+  rounds = -(-batch // (TILE * shards))
+  # Spread evenly over tiles: a full one takes longer than one with a picture.
+  tiles = rounds * shards
   counts = [batch // tiles + (tile < batch % tiles) for tile in range(tiles)]
   places = [
-    tile * TILE + place for tile in range(tiles) for place in range(counts[tile])
+    tile * TILE + place
+    for tile in range(tiles)
+    for place in range(counts[tile])
   ]
   places = jnp.array(places, jnp.int32)
 
   def spread(x):
     tiled = jnp.zeros((tiles * TILE, *x.shape[1:]), x.dtype).at[places].set(x)
-    return tiled.reshape(tiles, TILE, *x.shape[1:])
+    return tiled.reshape(rounds, shards, TILE, *x.shape[1:])
 
-  out = _sample_tiles(
-    params,
-    spread(jnp.asarray(gray, jnp.int32)),
-    spread(jax.random.key_data(rng)),
-    jnp.array(counts, jnp.int32),
-    jnp.float32(temperature),
-    model=model,
-    key_impl=str(jax.random.key_impl(rng)),
-    mode=mode,
-    keep_logits=keep_logits,
-    mesh=mesh,
-  )
+  gray = spread(jnp.asarray(gray, jnp.int32))
+  key_data = spread(jax.random.key_data(rng))
+  counts = jnp.array(counts, jnp.int32).reshape(rounds, shards)
+  out = [
+    _sample_tiles(
+      params,
+      gray[i],
+      key_data[i],
+      counts[i],
+      jnp.float32(temperature),
+      model=model,
+      key_impl=str(jax.random.key_impl(rng)),
+      mode=mode,
+      keep_logits=keep_logits,
+      mesh=mesh,
+    )
+    for i in range(rounds)
+  ]
   return jax.tree.map(
-    lambda x: x.reshape(tiles * TILE, *x.shape[2:])[places], out
+    lambda *x: jnp.concatenate(x).reshape(tiles * TILE, *x[0].shape[2:])[
+      places
+    ],
+    *out,
   )
 
 
@@ -125,17 +137,14 @@ def _sample_tiles(
   keep_logits,
   mesh,
 ):
-  """Returns a Sample [tiles, TILE, ...] of gray [tiles, TILE, H, W]."""
+  """Returns a Sample [S, TILE, ...] of gray [S, TILE, H, W], one tile a shard."""
 
-  def tile(params, temperature, xs):
-    gray, key_data, count = xs
-    keys = jax.random.wrap_key_data(key_data, impl=key_impl)
-    return _sample_tile(
-      model, params, gray, keys, count, temperature, mode, keep_logits
+  def run(params, temperature, gray, key_data, counts):
+    keys = jax.random.wrap_key_data(key_data[0], impl=key_impl)
+    out = _sample_tile(
+      model, params, gray[0], keys, counts[0], temperature, mode, keep_logits
     )
-
-  def run(params, temperature, *xs):
-    return jax.lax.map(functools.partial(tile, params, temperature), xs)
+    return jax.tree.map(lambda x: x[None], out)
 
   if mesh:
     split, whole = PartitionSpec('data'), PartitionSpec()
@@ -157,21 +166,52 @@ def pick(logits, noise, temperature):
   return jnp.argmax(logits + temperature * noise, axis=-1).astype(jnp.int32)
 
 
-def _each(count, body, state):
-  """Returns state after body(i, state) for the `count` pictures of a tile.
+@functools.partial(jax.jit, static_argnames='model')
+def upsample(model, params, gray, symbols):
+  """Returns the most probable picture, uint8 [B, H, W, 3], of an upsampler.
 
-  `state`: a list of the T pictures' own states, and one that they share. Every
-  picture has a loop of its own that runs once or not at all, so that its big
-  caches are updated in place.
+  Args:
+    model: a color or spatial upsampler.
+    params: its parameters.
+    gray: int [B, H, W], 0..255.
+    symbols: int [B, H, W, 3]: 3-bit for the color upsampler, 8-bit levels of
+      the blurry picture for the spatial one.
+
+  One picture and channel at a time: no more memory for many, and the same
+  products whatever the batch.
+  """
+
+  def one_channel(xs):
+    gray, symbols, channel = xs
+    logits, _ = model.apply(
+      {'params': params}, gray[None], symbols[None], channel[None]
+    )
+    return jnp.argmax(logits[0], axis=-1).astype(jnp.uint8)
+
+  batch = len(gray)
+  channel = jnp.tile(jnp.arange(3), batch)
+  symbols = jnp.moveaxis(symbols, -1, 1).reshape(batch * 3, *gray.shape[1:])
+  gray = jnp.repeat(gray, 3, axis=0)
+  levels = jax.lax.map(one_channel, (gray, symbols, channel))
+  return jnp.moveaxis(levels.reshape(batch, 3, *gray.shape[1:]), 1, -1)
+
+
+def _each(count, body, state):
+  """Returns state after body(i, own, shared) for a tile's `count` pictures.
+
+  state: ([own state of each of the T pictures], shared state). Every picture
+  has a loop of its own that runs once or not at all: so its big caches are
+  updated in place. That the index comes from the loop makes these loops the
+  same program, and all places in a tile give the same bits.
   """
   own, shared = state
   own = list(own)
-  for i in range(TILE):
-    own[i], shared = jax.lax.fori_loop(
-      0,
-      (i < count).astype(jnp.int32),
-      lambda _, s, i=i: body(i, *s),
-      (own[i], shared),
+  for place in range(TILE):
+    own[place], shared = jax.lax.fori_loop(
+      place,
+      jnp.minimum(count, place + 1),
+      lambda i, s: body(i, *s),
+      (own[place], shared),
     )
   return own, shared
 
@@ -208,7 +248,7 @@ def _sample_tile(
   dtype = table.dtype
 
   def outer_cache():
-    shape = (height, width, heads, size)
+    shape = (width, heads, height, size)
     return [
       (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
       for _ in range(model.num_outer_layers)
@@ -283,7 +323,7 @@ def _sample_tile(
     jax.vmap(lambda i: prepare_row(i, 0, caches[0], out.codes)[1]),
     jnp.arange(TILE),
   )
-  shape = (width, TILE, heads, size)
+  shape = (TILE, heads, width, size)
   inner_caches = [
     (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
     for _ in range(model.num_inner_layers)

@@ -1,21 +1,23 @@
 """Eight virtual CPU devices, strict rank promotion, fixtures by name."""
 
+import functools
+import json
 import os
 import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '')
-    + ' --xla_force_host_platform_device_count=8'
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
 
-import hypothesis  # noqa: E402
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import hypothesis
+import jax
+import numpy as np
+import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 hypothesis.settings.register_profile(
-    'ci', deadline=None, derandomize=True, max_examples=60
+  'ci', deadline=None, derandomize=True, max_examples=60
 )
 hypothesis.settings.load_profile('ci')
 
@@ -26,3 +28,47 @@ FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
 def fixtures():
   """The folder of recorded numbers and pictures."""
   return FIXTURES
+
+
+VARIANTS = sorted(
+  path.stem.removeprefix('colorizer_')
+  for path in (FIXTURES / 'coltran').glob('colorizer_*.npz')
+)
+
+
+class Recorded:
+  """One recorded model of the reference: its arrays, our model and params."""
+
+  def __init__(self, name):
+    from coltran_jax import convert
+
+    with np.load(FIXTURES / 'coltran' / f'{name}.npz') as arrays:
+      self.arrays = dict(arrays)
+    self.stage = next(s for s in STAGES if s in name)
+    self.config = json.loads(str(self.arrays['config']))
+    prefix = 'init:' if name.startswith('train_') else 'w:'
+    self.variables = {
+      key.removeprefix(prefix): value
+      for key, value in self.arrays.items()
+      if key.startswith(prefix)
+    }
+    self.model, self.params = convert.load_variables(
+      self.stage, self.variables, self.config
+    )
+
+  def __getitem__(self, name):
+    return self.arrays[name]
+
+  @property
+  def gray(self):
+    return self.arrays['gray'][..., 0]
+
+
+STAGES = ('colorizer', 'color_upsampler', 'spatial_upsampler')
+recorded = functools.cache(Recorded)
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request):
+  """Each recorded variant of the colorizer."""
+  return recorded(f'colorizer_{request.param}')

@@ -3,7 +3,6 @@
 import re
 
 import flax.traverse_util
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -69,7 +68,7 @@ def model_for(stage, shapes, config=None):
 def check(stage, model, shapes):
   """Returns {reference name: parameter path} if `shapes` fit model exactly."""
   paths = names.reference_names(stage, model)
-  expected = expected_shapes(model)
+  expected = models.parameter_shapes(model)
   problems = [f'missing: {name}' for name in paths if name not in shapes]
   problems += [f'unknown: {name}' for name in shapes if name not in paths]
   for name, path in paths.items():
@@ -82,20 +81,6 @@ def check(stage, model, shapes):
     more = f'; and {len(problems) - 8} more' if len(problems) > 8 else ''
     raise ConversionError(f'{stage}: {shown}{more}')
   return paths
-
-
-def expected_shapes(model):
-  """Returns {parameter path: shape} of a model, without computing anything."""
-  height, width = model.resolution
-  picture = jax.ShapeDtypeStruct((1, height, width), jnp.int32)
-  inputs = [picture, picture]
-  if not isinstance(model, models.MODELS['colorizer']):
-    inputs.append(jax.ShapeDtypeStruct((1,), jnp.int32))
-  tree = jax.eval_shape(model.init, jax.random.key(0), *inputs)['params']
-  return {
-    path: leaf.shape
-    for path, leaf in flax.traverse_util.flatten_dict(tree).items()
-  }
 
 
 def _count(pattern, shapes):

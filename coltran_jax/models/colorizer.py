@@ -76,7 +76,7 @@ class OuterDecoder(nn.Module):
     """Returns (context of the next row [W, D], caches) of one picture's row.
 
     embedded, z: [W, D], row `index`. norms: `condition_norms` of the picture.
-    caches: for each layer keys and values [H, W, N, K] of the rows above.
+    caches: for each layer keys and values [W, N, H, K] of the rows above.
     """
     x = embedded + self.position()[index].astype(self.dtype)
     if self.skip:
@@ -169,7 +169,7 @@ class InnerDecoder(nn.Module):
 
     embedded: [B, D], embeddings of the left neighbours; heads: `project` of
     them. pixel: what `row` gave, at this column. norms: [B, 2D] each. caches:
-    for each layer keys and values [W, B, N, K].
+    for each layer keys and values [B, N, W, K].
     """
     x = embedded + pixel['inputs']
     # Projections are linear, so the first block's are sums of known parts.

@@ -1,0 +1,151 @@
+"""The sampler: it draws from the model, whatever the batch and the devices."""
+
+import conftest
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from coltran_jax import color, sampling
+
+
+def keys(count, seed=0):
+  return jax.random.split(jax.random.key(seed), count)
+
+
+def sample(recorded, gray, rng, **options):
+  return sampling.sample(recorded.model, recorded.params, gray, rng, **options)
+
+
+def test_reference_mode_repeats_the_published_sampler(variant):
+  out = sample(
+    variant,
+    variant.gray,
+    keys(2),
+    temperature=0,
+    mode='reference',
+    keep_logits=True,
+  )
+  np.testing.assert_array_equal(
+    color.from_codes(out.codes), variant['reference_argmax_image']
+  )
+  np.testing.assert_allclose(
+    jax.nn.softmax(out.logits), variant['reference_argmax_proba'], atol=1e-5
+  )
+
+
+def test_probabilities_while_sampling_equal_the_teacher_forced_ones(variant):
+  out = sample(variant, variant.gray, keys(2), keep_logits=True)
+  logits, _ = variant.model.apply(
+    {'params': variant.params}, variant.gray, out.codes
+  )
+  np.testing.assert_allclose(
+    jax.nn.softmax(out.logits), jax.nn.softmax(logits), atol=1e-5
+  )
+  log_probs = jnp.take_along_axis(
+    jax.nn.log_softmax(logits), out.codes[..., None], axis=-1
+  )[..., 0]
+  np.testing.assert_allclose(out.log_probs, log_probs, atol=1e-5)
+
+
+def test_the_reference_sampler_leaves_the_trained_model_only_with_its_norms():
+  with_norms = conftest.recorded('colorizer_base')
+  without = conftest.recorded('colorizer_no_cond_ln')
+  for recorded, same in ((with_norms, False), (without, True)):
+    options = {'temperature': 0, 'keep_logits': True}
+    exact = sample(recorded, recorded.gray, keys(2), **options)
+    published = sample(
+      recorded, recorded.gray, keys(2), mode='reference', **options
+    )
+    assert bool((exact.logits == published.logits).all()) == same
+
+
+def test_a_picture_gets_the_same_bits_alone_and_anywhere_in_a_batch(variant):
+  one = sample(variant, variant.gray[:1], keys(1, seed=7))
+  for position in range(5):
+    gray = np.repeat(variant.gray[1:], 5, axis=0)
+    gray[position] = variant.gray[0]
+    rng = keys(5, seed=8).at[position].set(keys(1, seed=7)[0])
+    batch = sample(variant, gray, rng)
+    np.testing.assert_array_equal(batch.codes[position], one.codes[0])
+    np.testing.assert_array_equal(batch.log_probs[position], one.log_probs[0])
+
+
+@pytest.mark.parametrize('batch', [8, 5])
+def test_codes_are_the_same_on_one_and_on_eight_devices(batch):
+  recorded = conftest.recorded('colorizer_base')
+  gray = np.resize(recorded.gray, (batch, *recorded.gray.shape[1:]))
+  mesh = jax.make_mesh(
+    (8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  one = sample(recorded, gray, keys(batch))
+  eight = sample(recorded, gray, keys(batch), mesh=mesh)
+  np.testing.assert_array_equal(one.codes, eight.codes)
+  np.testing.assert_allclose(one.log_probs, eight.log_probs, atol=1e-5)
+
+
+def test_other_keys_give_other_codes_and_the_same_key_the_same():
+  recorded = conftest.recorded('colorizer_base')
+  gray = np.repeat(recorded.gray[:1], 3, axis=0)
+  rng = keys(3).at[2].set(keys(3)[0])
+  codes = sample(recorded, gray, rng).codes
+  assert (codes[0] != codes[1]).mean() > 0.5
+  np.testing.assert_array_equal(codes[0], codes[2])
+
+
+def test_drawn_codes_follow_the_models_probabilities():
+  recorded = conftest.recorded('colorizer_rectangular')
+  count = 400
+  gray = np.repeat(recorded.gray[:1], count, axis=0)
+  out = sample(recorded, gray, keys(count), keep_logits=True)
+  # The first pixel's distribution is the same in every draw.
+  probabilities = np.asarray(jax.nn.softmax(out.logits[0, 0, 0]))
+  top = np.argsort(probabilities)[-40:]
+  drawn = np.isin(out.codes[:, 0, 0], top).mean()
+  expected = probabilities[top].sum()
+  deviation = np.sqrt(expected * (1 - expected) / count)
+  assert abs(drawn - expected) < 4 * deviation
+  # Over all pixels the mean of log p is minus the mean entropy.
+  log_p = jax.nn.log_softmax(out.logits)
+  entropy = -(jnp.exp(log_p) * log_p).sum(-1).mean()
+  assert abs(entropy + out.log_probs.mean()) < 0.02
+
+
+def test_lower_temperatures_draw_more_probable_codes():
+  recorded = conftest.recorded('colorizer_base')
+  gray = np.repeat(recorded.gray, 4, axis=0)
+  means = [
+    float(sample(recorded, gray, keys(8), temperature=t).log_probs.mean())
+    for t in (1.0, 0.3, 0.0)
+  ]
+  assert means[0] < means[1] < means[2]
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'mode': 'fast'}, 'mode must be'),
+    ({'temperature': -1.0}, 'temperature'),
+    ({'temperature': float('nan')}, 'temperature'),
+    ({'gray': np.zeros((1, 3, 8), np.int32)}, 'gray must be'),
+    ({'rng': keys(2)}, 'one key per picture'),
+  ],
+)
+def test_inputs_without_meaning_are_refused(change, message):
+  recorded = conftest.recorded('colorizer_base')
+  inputs = {'gray': recorded.gray[:1], 'rng': keys(1)} | change
+  with pytest.raises(ValueError, match=message):
+    sample(recorded, **inputs)
+
+
+@pytest.mark.parametrize('stage', ['color_upsampler', 'spatial_upsampler'])
+def test_upsampling_equals_the_recorded_pictures(stage):
+  recorded = conftest.recorded(f'{stage}_base')
+  if stage == 'color_upsampler':
+    symbols = recorded['bit_cond']
+  else:
+    symbols = recorded['up_back']
+  levels = sampling.upsample(
+    recorded.model, recorded.params, recorded.gray, symbols
+  )
+  np.testing.assert_array_equal(levels, recorded['argmax'])
