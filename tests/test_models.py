@@ -189,7 +189,7 @@ def test_a_model_is_rebuilt_from_its_arguments(variant):
 
 
 def test_unknown_models_and_arguments_are_named():
-  with pytest.raises(ValueError, match='unknown model .painter'):
+  with pytest.raises(ValueError, match='unknown model'):
     models.build('painter', {})
   with pytest.raises(ValueError, match='no argument depth'):
     models.build('colorizer', {'depth': 3})
@@ -206,5 +206,5 @@ def test_unknown_models_and_arguments_are_named():
 )
 def test_switches_without_meaning_are_refused(argument):
   model = models.build('colorizer', {'resolution': [4, 4], **argument})
-  with pytest.raises(ValueError, match='must be|letters'):
+  with pytest.raises(ValueError, match=r'must be|letters'):
     models.parameter_shapes(model)

@@ -87,11 +87,22 @@ def _count(pattern, shapes):
   return len({m[0] for name in shapes if (m := re.match(pattern, name))})
 
 
+def _dims(shapes, name, rank):
+  """Returns the shape of a variable that must have `rank` axes."""
+  if len(shapes[name]) != rank:
+    raise ConversionError(
+      f'{name} has shape {shapes[name]}, expected {rank} axes'
+    )
+  return shapes[name]
+
+
 def _infer_encoder(parent, shapes):
   prefix = f'{parent}/factorized_attention'
-  rows = shapes[f'{prefix}/position_embed/position_embedding_0:0'][0]
-  columns = shapes[f'{prefix}/position_embed/position_embedding_1:0'][0]
-  hidden, heads, _ = shapes[f'{prefix}/self_attention_nd/q/kernel:0']
+  rows = _dims(shapes, f'{prefix}/position_embed/position_embedding_0:0', 3)[0]
+  columns = _dims(shapes, f'{prefix}/position_embed/position_embedding_1:0', 2)[
+    0
+  ]
+  hidden, heads, _ = _dims(shapes, f'{prefix}/self_attention_nd/q/kernel:0', 3)
   pattern = rf'{prefix}/self_attention_nd(_\d+)?/'
   return (rows, columns), hidden, heads, _count(pattern, shapes) // 2
 
@@ -101,7 +112,7 @@ def _infer_upsampler(stage, shapes):
   return {
     'resolution': resolution,
     'hidden_size': hidden,
-    'mlp_size': shapes['dense_4/kernel:0'][1],
+    'mlp_size': _dims(shapes, 'dense_4/kernel:0', 2)[1],
     'num_heads': heads,
     'num_layers': num_layers,
   }
@@ -114,7 +125,7 @@ def _infer_colorizer(stage, shapes):
     f'{core}/gray_scale_encoder', shapes
   )
   attention = f'{core}/outer_decoder/unmask_row_att_0'
-  _, decoder_heads, size = shapes[f'{attention}/q/kernel:0']
+  _, decoder_heads, size = _dims(shapes, f'{attention}/q/kernel:0', 3)
   conditioned = ''.join(
     letter
     for letter in 'qkv'
@@ -122,7 +133,8 @@ def _infer_colorizer(stage, shapes):
   )
   scale = True
   if conditioned:
-    kernel = shapes[f'{attention}/cond_{conditioned[0]}/kernel:0']
+    name = f'{attention}/cond_{conditioned[0]}/kernel:0'
+    kernel = _dims(shapes, name, 3)
     scale = kernel[-1] == 2 * size
   mlp = None
   for kind in ('affine', 'shift'):
@@ -136,7 +148,7 @@ def _infer_colorizer(stage, shapes):
   return {
     'resolution': resolution,
     'hidden_size': hidden,
-    'mlp_size': shapes[f'dense_{4 * num_layers + 2}/kernel:0'][1],
+    'mlp_size': _dims(shapes, f'dense_{4 * num_layers + 2}/kernel:0', 2)[1],
     'num_heads': decoder_heads,
     'num_outer_layers': _count(
       rf'{core}/outer_decoder/unmask_row_att_\d+/', shapes
@@ -144,7 +156,7 @@ def _infer_colorizer(stage, shapes):
     'num_inner_layers': _count(
       rf'{core}/inner_decoder/mask_row_att_\d+/', shapes
     ),
-    'encoder_mlp_size': shapes['dense_2/kernel:0'][1],
+    'encoder_mlp_size': _dims(shapes, 'dense_2/kernel:0', 2)[1],
     'encoder_num_heads': heads,
     'num_encoder_layers': num_layers,
     'parallel_head': f'{core}/parallel_logits/kernel:0' in shapes,

@@ -1,0 +1,169 @@
+"""The checkpoint directory: one folder a stage, self-describing, atomic.
+
+    DIR/colorizer/config.json   {"name", "model", "source", "fingerprint"}
+    DIR/colorizer/params/       orbax
+
+`config.json` holds all that inference needs besides the arrays; `model` is
+exactly the module's keyword arguments.
+"""
+
+import json
+import logging
+import pathlib
+import shutil
+import zlib
+
+import flax.traverse_util
+import numpy as np
+import orbax.checkpoint as ocp
+
+_KEYS = ('fingerprint', 'model', 'name', 'source')
+_MAX_CONFIG_BYTES = 1 << 20
+
+
+class CheckpointError(ValueError):
+  """A checkpoint that is missing or wrong; says which file, and what to do."""
+
+
+def fingerprint(params):
+  """Returns 8 hex digits that change with any bit, name or shape in params.
+
+  orbax restores flipped bits in silence; this tells. The words of each array
+  are mixed, then summed mod 2^32, each times an odd number that its position
+  gives.
+  """
+  total = 0
+  for path, leaf in sorted(flax.traverse_util.flatten_dict(params).items()):
+    leaf = np.ascontiguousarray(leaf)
+    words = leaf.view(np.dtype(f'u{min(leaf.dtype.itemsize, 4)}')).ravel()
+    words = words.astype(np.uint32)
+    words ^= words >> np.uint32(15)  # Else top bits of two words could cancel.
+    odd = np.arange(words.size, dtype=np.uint32) * np.uint32(2654435762)
+    odd += np.uint32(1)
+    digest = int(np.sum(words * odd, dtype=np.uint32))
+    label = f'{"/".join(path)} {leaf.shape} {leaf.dtype} {digest}'
+    total = zlib.crc32(label.encode(), total)
+  return f'{total:08x}'
+
+
+def save(directory, name, model_arguments, params, source):
+  """Writes one stage to DIRECTORY/NAME; all of it or nothing.
+
+  Args:
+    directory: created if need be.
+    name: the stage, as in `models.MODELS`.
+    model_arguments: the module's keyword arguments, JSON-ready.
+    params: a nested dict of arrays.
+    source: a line that says where the parameters come from.
+
+  Raises:
+    CheckpointError: the stage is there already, or cannot be written.
+  """
+  check_free(directory, name)
+  folder = pathlib.Path(directory).absolute() / name
+  config = {
+    'name': name,
+    'model': model_arguments,
+    'source': source,
+    'fingerprint': fingerprint(params),
+  }
+  beside = folder.with_name(f'.{name}.incomplete')
+  try:
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+      checkpointer.save(beside / 'params', ocp.args.PyTreeSave(params))
+    text = json.dumps(config, indent=2) + '\n'
+    (beside / 'config.json').write_text(text, encoding='utf-8')
+    beside.rename(folder)
+  except Exception as error:  # orbax and tensorstore raise many kinds.
+    shutil.rmtree(beside, ignore_errors=True)
+    raise CheckpointError(f'cannot write {folder}: {_line(error)}') from error
+
+
+def check_free(directory, name):
+  """Raises CheckpointError if DIRECTORY/NAME is there already."""
+  folder = pathlib.Path(directory) / name
+  if folder.exists():
+    raise CheckpointError(
+      f'{folder} exists; remove it or choose another folder'
+    )
+
+
+def load(directory):
+  """Returns (config, params) of one stage's folder; params are float32 numpy.
+
+  Raises CheckpointError if something is missing, unknown or was changed.
+  """
+  folder = pathlib.Path(directory).absolute()
+  config = _read_config(folder / 'config.json')
+  path = folder / 'params'
+  if not path.is_dir():
+    raise CheckpointError(f'{path} is missing')
+  logging.getLogger('absl').setLevel(logging.ERROR)
+  try:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+      tree = checkpointer.metadata(path).item_metadata.tree
+      arguments = flax.traverse_util.unflatten_dict(
+        {
+          key: ocp.RestoreArgs(restore_type=np.ndarray)
+          for key in flax.traverse_util.flatten_dict(tree)
+        }
+      )
+      params = checkpointer.restore(
+        path, ocp.args.PyTreeRestore(restore_args=arguments)
+      )
+  except Exception as error:  # orbax and tensorstore raise many kinds.
+    raise CheckpointError(f'{path} cannot be read: {_line(error)}') from error
+  actual = fingerprint(params)
+  if actual != config['fingerprint']:
+    raise CheckpointError(
+      f'{path} has fingerprint {actual}, {folder / "config.json"} says '
+      f'{config["fingerprint"]}: the arrays were changed or damaged; convert or '
+      'download them again'
+    )
+  return config, params
+
+
+def check_shapes(directory, params, expected):
+  """Raises CheckpointError unless params have the expected shapes.
+
+  expected: {path: shape}, as `models.parameter_shapes` gives it.
+  """
+  flat = flax.traverse_util.flatten_dict(params)
+  for path in sorted(set(flat) | set(expected)):
+    name = '/'.join(path)
+    if path not in flat:
+      raise CheckpointError(f'{directory}: parameter {name} is missing')
+    if path not in expected:
+      raise CheckpointError(f'{directory}: unknown parameter {name}')
+    if flat[path].shape != expected[path]:
+      raise CheckpointError(
+        f'{directory}: parameter {name} has shape {flat[path].shape}, the model '
+        f'in config.json needs {expected[path]}'
+      )
+
+
+def _read_config(path):
+  try:
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+      raise CheckpointError(f'{path} is no checkpoint config: too large')
+    config = json.loads(path.read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    raise CheckpointError(
+      f'{path} is missing: no checkpoint directory (make one with '
+      '`coltran convert`)'
+    ) from None
+  except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+    raise CheckpointError(f'{path} cannot be read: {_line(error)}') from None
+  if not isinstance(config, dict) or sorted(config) != list(_KEYS):
+    keys = sorted(config) if isinstance(config, dict) else type(config).__name__
+    raise CheckpointError(f'{path} must have the keys {_KEYS}, not {keys}')
+  if not isinstance(config['model'], dict):
+    raise CheckpointError(f"{path}: 'model' must be an object")
+  return config
+
+
+def _line(error):
+  lines = str(error).strip().splitlines()
+  return lines[0][:300] if lines else type(error).__name__

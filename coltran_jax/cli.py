@@ -1,0 +1,211 @@
+"""The command `coltran`: parse, then import the one module that it needs."""
+
+import argparse
+import logging
+import os
+import pathlib
+import sys
+
+EXIT_FAILED, EXIT_USAGE, EXIT_WEIGHTS = 1, 2, 3
+_log = logging.getLogger('coltran')
+
+
+def main(argv=None):
+  """Returns the exit code: 0 fine, 1 some files failed, 2 usage, 3 weights."""
+  parser = _parser()
+  args = parser.parse_args(argv)
+  level = logging.WARNING if args.quiet else logging.INFO
+  logging.basicConfig(level=logging.WARNING, format='%(message)s')
+  _log.setLevel(level)
+  try:
+    return args.run(args)
+  except KeyboardInterrupt:
+    print('stopped', file=sys.stderr)
+    return 130
+
+
+def _parser():
+  parser = argparse.ArgumentParser(
+    prog='coltran', description='Colorize photographs with ColTran, in JAX.'
+  )
+  commands = parser.add_subparsers(metavar='COMMAND', required=True)
+
+  add = commands.add_parser(
+    'colorize',
+    help='color photos',
+    description='Color gray photos: files, folders, or - for stdin to stdout.',
+  )
+  add.add_argument('photos', nargs='+', metavar='PHOTO|DIR|-')
+  add.add_argument(
+    '-o',
+    '--output',
+    metavar='OUT',
+    help='file (for one result) or folder; default: NAME-colorized.EXT beside '
+    'the photo, DIR-colorized for a folder',
+  )
+  add.add_argument(
+    '--weights',
+    metavar='NAME|DIR',
+    default=os.environ.get('COLTRAN_WEIGHTS'),
+    help='checkpoint directory, see `coltran convert` (default: '
+    '$COLTRAN_WEIGHTS)',
+  )
+  add.add_argument(
+    '-n',
+    '--num-samples',
+    type=_count,
+    default=1,
+    help='colorings a photo; more than one adds a contact sheet (default: 1)',
+  )
+  add.add_argument('--seed', type=int, default=0, help='default: 0')
+  add.add_argument(
+    '--temperature',
+    type=_temperature,
+    default=1.0,
+    help='0 takes the most probable colors (default: 1.0)',
+  )
+  add.add_argument(
+    '--size',
+    choices=('original', '256'),
+    default='original',
+    help="'original' keeps the photo's size and luminance, '256' is the "
+    'published central square (default: original)',
+  )
+  add.add_argument(
+    '--sampler',
+    choices=('exact', 'reference'),
+    default='exact',
+    help="'reference' repeats the published sampler (default: exact)",
+  )
+  add.add_argument(
+    '--fast',
+    action='store_true',
+    help='leave out the third stage; for --size original',
+  )
+  add.add_argument(
+    '--chunk',
+    type=_count,
+    default=16,
+    help='lines that stage three works on at a time: less takes less memory '
+    '(default: 16)',
+  )
+  add.add_argument(
+    '--recursive', action='store_true', help='also the folders in a folder'
+  )
+  add.add_argument(
+    '--resume', action='store_true', help='skip photos that are done'
+  )
+  add.add_argument(
+    '-q', '--quiet', action='store_true', help='warnings and errors only'
+  )
+  add.set_defaults(run=_colorize)
+
+  add = commands.add_parser(
+    'convert',
+    help='convert the published checkpoints',
+    description='Convert TensorFlow checkpoints of ColTran, without '
+    'TensorFlow: one stage, or the unzipped folder of all three.',
+  )
+  add.add_argument('source', metavar='TF_CHECKPOINT_DIR')
+  add.add_argument('output', metavar='OUT_DIR')
+  add.add_argument(
+    '--raw',
+    action='store_true',
+    help='the trained weights, not their moving averages',
+  )
+  add.add_argument('-q', '--quiet', action='store_true', help='errors only')
+  add.set_defaults(run=_convert)
+  return parser
+
+
+def _count(text):
+  value = int(text)
+  if value < 1:
+    raise argparse.ArgumentTypeError('must be 1 or more')
+  return value
+
+
+def _temperature(text):
+  value = float(text)
+  if not 0 <= value < float('inf'):
+    raise argparse.ArgumentTypeError('must be 0 or more')
+  return value
+
+
+def _fail(message, code):
+  print(f'coltran: {message}', file=sys.stderr)
+  return code
+
+
+def _convert(args):
+  from coltran_jax import checkpoint, convert
+
+  try:
+    stages = convert.convert(
+      args.source, args.output, 'raw' if args.raw else 'ema'
+    )
+  except (
+    convert.BundleError,
+    convert.ConversionError,
+    checkpoint.CheckpointError,
+  ) as error:
+    return _fail(error, EXIT_WEIGHTS)
+  _log.info('%s: %s', args.output, ', '.join(stages))
+  return 0
+
+
+def _colorize(args):
+  from coltran_jax import batch
+
+  if args.fast and args.size != 'original':
+    return _fail('--fast needs --size original', EXIT_USAGE)
+  if not args.weights:
+    return _fail(
+      'no weights: give --weights DIR (made by `coltran convert` from the '
+      'published checkpoints)',
+      EXIT_WEIGHTS,
+    )
+  try:
+    jobs = batch.plan(
+      args.photos, args.output, args.num_samples, recursive=args.recursive
+    )
+  except batch.UsageError as error:
+    return _fail(error, EXIT_USAGE)
+
+  import jax
+
+  from coltran_jax import checkpoint, pipeline
+
+  _cache_compilations(jax)
+  try:
+    colorizer = pipeline.Colorizer.from_pretrained(
+      args.weights, fast=args.fast, chunk=args.chunk
+    )
+  except checkpoint.CheckpointError as error:
+    return _fail(error, EXIT_WEIGHTS)
+  options = {
+    'num_samples': args.num_samples,
+    'seed': args.seed,
+    'temperature': args.temperature,
+    'size': args.size if args.size == 'original' else int(args.size),
+    'sampler': args.sampler,
+    'fast': args.fast,
+  }
+  failed = batch.run(colorizer, jobs, options, resume=args.resume)
+  for name, reason in failed:
+    print(f'coltran: failed: {name}: {reason}', file=sys.stderr)
+  return EXIT_FAILED if failed else 0
+
+
+def _cache_compilations(jax):
+  """Keeps compiled programs for the next start, unless told where already."""
+  if jax.config.jax_compilation_cache_dir is None:
+    base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    jax.config.update(
+      'jax_compilation_cache_dir', str(pathlib.Path(base) / 'coltran_jax')
+    )
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

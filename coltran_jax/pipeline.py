@@ -1,0 +1,248 @@
+"""`Colorizer`: a photo through the three stages, in memory.
+
+Stage 1 draws coarse colours at 64x64, stage 2 refines them to 8 bit, stage 3
+makes 256x256 of it (the sizes are the models'). `size='original'` then gives
+the colour to the photo itself: the whole photo is scaled until its long side
+is 256 and mirrored beyond its edges to a square, so nothing is cropped away;
+of the result only the chroma is taken, joined to the photo's own luminance.
+"""
+
+import dataclasses
+import logging
+import pathlib
+
+import jax
+import numpy as np
+from PIL import Image
+
+from coltran_jax import checkpoint, color, image, models, photo, sampling
+
+SHIPPED = pathlib.Path(__file__).parent / 'weights'
+STAGES = ('colorizer', 'color_upsampler', 'spatial_upsampler')
+SIZES = ('original', 256)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+  """What each stage made of B gray pictures, all uint8 [B, h, w, 3].
+
+  coarse: 512 colours at low resolution. low: 8 bit at low resolution. full:
+  high resolution, or None if that stage was left out. log_probs: float32
+  [B, h, w], of each coarse colour (nats).
+  """
+
+  coarse: np.ndarray
+  low: np.ndarray
+  full: np.ndarray | None
+  log_probs: np.ndarray
+
+
+class Colorizer:
+  """Colours photos; `from_pretrained` makes one.
+
+  stages: {stage: (model, params)}, of `STAGES`; without the spatial upsampler
+  only `fast=True` works. chunk: lines that the spatial upsampler works on at a
+  time (less memory, the same numbers), None for all.
+  """
+
+  def __init__(self, stages, chunk=16):
+    self._stages = {}
+    for stage, (model, params) in stages.items():
+      if stage == 'spatial_upsampler':
+        model = model.clone(chunk=chunk)
+      self._stages[stage] = (model, jax.device_put(params))
+
+  @classmethod
+  def from_pretrained(cls, weights, fast=False, chunk=16):
+    """Returns a Colorizer of a checkpoint directory, or of a shipped name.
+
+    fast: load only what `fast=True` needs.
+
+    Raises CheckpointError if a stage is missing or wrong.
+    """
+    directory = pathlib.Path(weights)
+    if not directory.exists() and (SHIPPED / directory.name).is_dir():
+      directory = SHIPPED / directory.name
+    if not directory.is_dir():
+      names = sorted(p.name for p in SHIPPED.glob('*') if p.is_dir())
+      raise checkpoint.CheckpointError(
+        f'no weights {str(weights)!r}: neither a folder'
+        f' nor one of the names {names}; make a folder of the published '
+        'checkpoints with `coltran convert`'
+      )
+    stages = {}
+    for stage in STAGES[:2] if fast else STAGES:
+      folder = directory / stage
+      config, params = checkpoint.load(folder)
+      if config['name'] != stage:
+        raise checkpoint.CheckpointError(
+          f"{folder / 'config.json'}: 'name' is {config['name']!r}, expected "
+          f'{stage!r}'
+        )
+      try:
+        model = models.build(stage, config['model'])
+        expected = models.parameter_shapes(model)
+      except (TypeError, ValueError) as error:
+        raise checkpoint.CheckpointError(
+          f'{folder / "config.json"}: {error}'
+        ) from None
+      checkpoint.check_shapes(folder, params, expected)
+      stages[stage] = (model, params)
+    return cls(stages, chunk=chunk)
+
+  def __call__(
+    self,
+    source,
+    num_samples=1,
+    seed=0,
+    temperature=1.0,
+    size='original',
+    sampler='exact',
+    fast=False,
+  ):
+    """Returns `num_samples` colourings of one photo, of the photo's kind.
+
+    Args:
+      source: a path or PIL image (PIL images come back), bytes of a file (the
+        same format comes back) or a uint8 or uint16 array [H, W(, C)] (arrays
+        [H, W, 3] of that dtype come back).
+      num_samples: how many; each is another draw.
+      seed: sample i of a photo depends on seed and i, on no other photo.
+      temperature: of the coarse colours; 0 = the most probable at each pixel.
+      size: 'original' keeps the photo's size and luminance; 256 gives the
+        published central square.
+      sampler: 'exact' or 'reference', see `sampling.sample`.
+      fast: leave out stage three: its detail is the photo's own anyway.
+
+    Raises:
+      photo.PhotoError: the source cannot be read or the result not encoded.
+      ValueError: options that make no sense.
+    """
+    read = photo.read(source)
+    colored = self.colorize(
+      read, num_samples, seed, temperature, size, sampler, fast
+    )
+    if isinstance(source, bytes):
+      like = self.like(read, size)
+      return [photo.encode(pixels, like) for pixels in colored]
+    if isinstance(source, np.ndarray):
+      return colored
+    if colored[0].dtype == np.uint16:  # PIL has no 16-bit RGB.
+      colored = [(pixels // 257).astype(np.uint8) for pixels in colored]
+    return [Image.fromarray(pixels) for pixels in colored]
+
+  def colorize(
+    self,
+    read,
+    num_samples=1,
+    seed=0,
+    temperature=1.0,
+    size='original',
+    sampler='exact',
+    fast=False,
+  ):
+    """Returns a list of [H, W, 3] arrays of a `photo.Photo`; see `__call__`.
+
+    uint8, or uint16 for a 16-bit photo at its original size.
+    """
+    if size not in SIZES:
+      raise ValueError(f'size must be one of {SIZES}, not {size!r}')
+    if num_samples < 1:
+      raise ValueError(f'num_samples must be 1 or more, not {num_samples}')
+    if fast and size != 'original':
+      raise ValueError("fast needs size='original'")
+    if not fast and 'spatial_upsampler' not in self._stages:
+      raise ValueError('without a spatial_upsampler only fast=True works')
+    pixels = photo.eight_bit(read.pixels)
+    if fast:
+      picture, box = image.fit(pixels, self._side('colorizer'))
+      low = picture
+    else:
+      side = self._side('spatial_upsampler')
+      if size == 'original':
+        picture, box = image.fit(pixels, side)
+      else:
+        picture, box = image.square(pixels, side), None
+      low = image.square(picture, self._side('colorizer'))
+    # One key a picture: the seed and the sample's index, nothing else.
+    key = jax.random.key(seed)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(
+      np.arange(num_samples)
+    )
+    stages = self.run(
+      np.repeat(_gray(low)[None], num_samples, axis=0),
+      None if fast else np.repeat(_gray(picture)[None], num_samples, axis=0),
+      keys,
+      temperature,
+      sampler,
+    )
+    if size != 'original':
+      return list(stages.full)
+    small = stages.low if fast else stages.full
+    return [image.join(read.pixels, image.crop(one, box)) for one in small]
+
+  @staticmethod
+  def like(read, size):
+    """Returns the Photo that a result of this size takes alpha and such from."""
+    if size == 'original':
+      return read
+    alpha = read.alpha
+    if alpha is not None:
+      alpha = image.square(photo.eight_bit(alpha), size)
+    # 16-bit numbers never left their profile, so nothing leads back to it.
+    deep = read.pixels.dtype == np.uint16
+    return dataclasses.replace(
+      read,
+      pixels=image.square(photo.eight_bit(read.pixels), size),
+      alpha=alpha,
+      icc_profile=None if deep else read.icc_profile,
+    )
+
+  def run(self, gray, gray_full, keys, temperature=1.0, sampler='exact'):
+    """Returns the `Stages` of gray pictures.
+
+    gray: int [B, h, w] at stage one's resolution. gray_full: int [B, H, W] at
+    stage three's, or None to leave it out. keys: [B].
+    """
+    sample = sampling.sample(
+      *self._stages['colorizer'],
+      gray,
+      keys,
+      temperature=temperature,
+      mode=sampler,
+    )
+    symbols = color.codes_to_symbols(sample.codes)
+    low = sampling.upsample(*self._stages['color_upsampler'], gray, symbols)
+    low = np.asarray(low)
+    full = None
+    if gray_full is not None:
+      size = gray_full.shape[1:]
+      blurry = np.stack([image.resize(one, *size) for one in low])
+      full = np.asarray(
+        sampling.upsample(
+          *self._stages['spatial_upsampler'], gray_full, blurry.astype(np.int32)
+        )
+      )
+    return Stages(
+      coarse=np.asarray(color.from_symbols(symbols)),
+      low=low,
+      full=full,
+      log_probs=np.asarray(sample.log_probs),
+    )
+
+  def _side(self, stage):
+    height, width = self._stages[stage][0].resolution
+    if height != width:
+      raise ValueError(
+        f'photos need square models; this {stage} is {height}x{width}'
+      )
+    return height
+
+
+def _gray(pixels):
+  """Returns int32 [H, W] gray levels of uint8 [H, W, 1 or 3]."""
+  if pixels.shape[-1] == 1:
+    return pixels[..., 0].astype(np.int32)
+  return np.asarray(color.to_gray(pixels))

@@ -1,0 +1,39 @@
+"""Packaging of coltran_jax; tool settings live in pyproject.toml."""
+
+import pathlib
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+
+setuptools.setup(
+    name='coltran-jax',
+    version='0.1.0',
+    description='The Colorization Transformer (ColTran, ICLR 2021) in JAX/Flax',
+    long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=setuptools.find_packages(include=['coltran_jax', 'coltran_jax.*']),
+    entry_points={'console_scripts': ['coltran=coltran_jax.cli:main']},
+    install_requires=[
+        'flax>=0.12',
+        'google-crc32c>=1.5',
+        'jax>=0.9',
+        'numpy>=2.0',
+        'opencv-python-headless>=4.10',
+        'orbax-checkpoint>=0.11.30',
+        'pillow>=11.1',
+        'tifffile>=2024.8.10',
+        'tqdm>=4.66',
+    ],
+    extras_require={
+        'heic': ['pillow-heif>=0.18'],
+        'test': [
+            'hypothesis>=6.100',
+            'pytest>=8.0',
+            'ruff>=0.8',
+            'scikit-image>=0.24',
+        ],
+    },
+)

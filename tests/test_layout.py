@@ -1,0 +1,73 @@
+"""The shape of the house: imports point one way, and only to what is listed."""
+
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parent.parent / 'coltran_jax'
+
+# A module may import from rows above its own only (packages: all inside).
+ROWS = [
+  {'icc', 'png_tiff', 'color', 'image', 'checkpoint'},
+  {'photo', 'models.layers', 'convert.snappy'},
+  {'models.axial', 'convert.sstable'},
+  {
+    'models.colorizer',
+    'models.color_upsampler',
+    'models.spatial_upsampler',
+    'convert.bundle_index',
+  },
+  {'models', 'convert.tensor_bundle', 'convert.names'},
+  {'sampling', 'convert.reference'},
+  {'pipeline', 'convert.tf_checkpoint'},
+  {'convert', 'batch'},
+  {'cli', ''},
+]
+HEAVY = {'tensorflow', 'torch', 'matplotlib', 'pickle'}
+
+
+def modules():
+  for path in sorted(PACKAGE.rglob('*.py')):
+    parts = path.relative_to(PACKAGE).with_suffix('').parts
+    name = '.'.join(part for part in parts if part != '__init__')
+    yield name, ast.parse(path.read_text(encoding='utf-8'))
+
+
+MODULES = dict(modules())
+
+
+def imported(tree):
+  """Yields the full names of all that a module imports, anywhere in it."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, 'imports are absolute'
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def row_of(name):
+  rows = [i for i, row in enumerate(ROWS) if name in row]
+  assert len(rows) == 1, f'{name!r} must stand in one row of ROWS'
+  return rows[0]
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_a_module_imports_only_from_rows_above_its_own(name):
+  for target in imported(MODULES[name]):
+    package, _, inner = target.partition('.')
+    if package != 'coltran_jax':
+      continue
+    assert inner in MODULES, f'{name} imports {target}, which is no module'
+    assert row_of(inner) < row_of(name), f'{name} imports {inner}'
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_a_module_imports_nothing_heavy_or_unsafe(name):
+  packages = {target.partition('.')[0] for target in imported(MODULES[name])}
+  assert not packages & HEAVY
+
+
+def test_every_row_names_modules_that_exist():
+  assert set().union(*ROWS) == set(MODULES)
