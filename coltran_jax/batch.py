@@ -167,7 +167,7 @@ def run(colorizer, jobs, options, resume=False):
   """
   failed, done = [], 0
   show = None if len(jobs) > 1 else True  # None: on a terminal only.
-  with tqdm_logging.logging_redirect_tqdm([_log, logging.getLogger()]):
+  with tqdm_logging.logging_redirect_tqdm():
     for job in tqdm.tqdm(jobs, unit='photo', disable=show):
       files = [*job.outputs, *([job.sheet] if job.sheet else [])]
       if resume and files and all(file.exists() for file in files):

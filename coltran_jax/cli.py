@@ -85,9 +85,9 @@ def _parser():
   add.add_argument(
     '--chunk',
     type=_count,
-    default=16,
-    help='lines that stage three works on at a time: less takes less memory '
-    '(default: 16)',
+    default=8,
+    help='lines that stages two and three work on at a time: less takes less '
+    'memory (default: 8)',
   )
   add.add_argument(
     '--recursive', action='store_true', help='also the folders in a folder'

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 TILE = 4
+_ENCODER_CHUNK = 16  # Lines that the encoder works on at a time, if not given.
 MODES = ('exact', 'reference')
 
 
@@ -78,6 +79,8 @@ def sample(
     raise ValueError(
       f'rng must be one key per picture, [{len(gray)}], not {list(rng.shape)}'
     )
+  if model.encoder_chunk is None:
+    model = model.clone(encoder_chunk=_ENCODER_CHUNK)
   batch = len(gray)
   shards = mesh.shape['data'] if mesh else 1
   rounds = -(-batch // (TILE * shards))
@@ -249,29 +252,37 @@ def _sample_tile(
 
   def outer_cache():
     shape = (width, heads, height, size)
-    return [
-      (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-      for _ in range(model.num_outer_layers)
-    ]
+    return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
 
-  def prepare_row(i, row, caches, codes):
-    """Runs the outer decoder on the row above, then readies this row."""
-    above = jnp.maximum(row - 1, 0)
-    norms = jax.tree.map(lambda n: n[i], outer_norms)
-    context, caches = call(
-      'outer_row', codes[i, above], z[i, above], norms, caches, above
+  def outer_layer(layer, row, codes, i, cache, contexts):
+    """Runs one layer of the outer decoder on a row of picture i."""
+    if layer == 0:
+      x = call('outer_inputs', codes[i, row], z[i, row], row)
+    else:
+      x = contexts[i]
+    norms = jax.tree.map(lambda n: n[i], outer_norms[layer])
+    x, cache = model.apply(
+      {'params': params},
+      layer,
+      x,
+      z[i, row],
+      norms,
+      cache,
+      row,
+      method='outer_layer',
     )
-    context = jnp.where(row > 0, context, 0)
-    pixels = call('inner_row', context, z[i, row], row)
+    return cache, contexts.at[i].set(x)
+
+  def prepare_row(i, row, contexts):
+    """Returns all that the pixels of a row of picture i need."""
+    pixels = call('inner_row', contexts[i], z[i, row], row)
     if mode == 'exact':
       norms = jax.tree.map(lambda n: n[i], inner_norms)
     else:
       norms = call('inner_norms', z[i, row][None, None])
     norms = jax.tree.map(lambda n: n.reshape(-1), norms)  # [2D]
-    noise = jax.random.gumbel(
-      jax.random.fold_in(keys[i], row), (width, model_codes)
-    )
-    return caches, (pixels, norms, noise)
+    key = jax.random.fold_in(keys[i], row)
+    return pixels, norms, jax.random.gumbel(key, (width, model_codes))
 
   model_codes = head_table['q'].shape[0] - 1
   none = model_codes  # The symbol left of a row's first pixel.
@@ -284,13 +295,23 @@ def _sample_tile(
   )
 
   def each_row(row, carry):
-    caches, rows, inner_caches, out = carry
-
-    def body(i, caches, rows):
-      caches, ready = prepare_row(i, row, caches, out.codes)
-      return caches, jax.tree.map(lambda a, x: a.at[i].set(x), rows, ready)
-
-    caches, rows = _each(count, body, (caches, rows))
+    caches, contexts, rows, inner_caches, out = carry
+    # The outer decoder on the row above, layer by layer: all pictures meet a
+    # layer's weights while they are in the cache.
+    above = jnp.maximum(row - 1, 0)
+    caches = list(caches)
+    for layer in range(model.num_outer_layers):
+      step = functools.partial(outer_layer, layer, above, out.codes)
+      caches[layer], contexts = _each(count, step, (caches[layer], contexts))
+    contexts = jnp.where(row > 0, contexts, 0)
+    rows = jax.lax.fori_loop(
+      0,
+      count,
+      lambda i, rows: jax.tree.map(
+        lambda a, x: a.at[i].set(x), rows, prepare_row(i, row, contexts)
+      ),
+      rows,
+    )
     pixels, norms, noise = rows
 
     def each_pixel(column, carry):
@@ -316,17 +337,19 @@ def _sample_tile(
     _, inner_caches, out = jax.lax.fori_loop(
       0, width, each_pixel, (left, inner_caches, out)
     )
-    return caches, rows, inner_caches, out
+    return caches, contexts, rows, inner_caches, out
 
-  caches = [outer_cache() for _ in range(TILE)]
+  contexts = jnp.zeros((TILE, width, z.shape[-1]), dtype)
   rows = zeros(
-    jax.vmap(lambda i: prepare_row(i, 0, caches[0], out.codes)[1]),
-    jnp.arange(TILE),
+    jax.vmap(lambda i: prepare_row(i, 0, contexts)), jnp.arange(TILE)
   )
   shape = (TILE, heads, width, size)
   inner_caches = [
     (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
     for _ in range(model.num_inner_layers)
   ]
-  carry = (caches, rows, inner_caches, out)
+  caches = [
+    [outer_cache() for _ in range(TILE)] for _ in range(model.num_outer_layers)
+  ]
+  carry = (caches, contexts, rows, inner_caches, out)
   return jax.lax.fori_loop(0, height, each_row, carry)[-1]

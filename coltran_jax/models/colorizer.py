@@ -7,7 +7,7 @@ outer decoder says about all rows above a pixel.
 The pixel at (row, column) is predicted from z, from all rows above (outer
 decoder) and from the pixels to its left (inner decoder). Besides the
 teacher-forced pass there are the steps that sampling takes: `encode` a picture,
-`outer_row` and `inner_row` once a row, `inner_step` once a pixel.
+`outer_layer` and `inner_row` once a row, `inner_step` once a pixel.
 """
 
 import flax.linen as nn
@@ -72,27 +72,24 @@ class OuterDecoder(nn.Module):
         x = block(x, block.condition(z), norms, train=train)
     return jnp.pad(x, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]  # Shift down.
 
-  def row(self, embedded, z, norms, caches, index):
-    """Returns (context of the next row [W, D], caches) of one picture's row.
-
-    embedded, z: [W, D], row `index`. norms: `condition_norms` of the picture.
-    caches: for each layer keys and values [W, N, H, K] of the rows above.
-    """
+  def row_inputs(self, embedded, z, index):
+    """Returns the first layer's x [W, D] for row `index` of one picture."""
     x = embedded + self.position()[index].astype(self.dtype)
-    if self.skip:
-      x = x + z
-    updated = []
-    for (row, column), norm, cache in zip(
-      self._pairs(), norms, caches, strict=True
-    ):
-      context = row.condition(z[None, None])  # [1, 1, W, ...]
-      x = row(x[None, None], context, norm[0])[0, 0]
-      column_norm = jax.tree.map(lambda c: c[0, 0], norm[1])  # [1, 2D]
-      x, cache = column.step(
-        x, column.project(x), cache, index, column.condition(z), column_norm
-      )
-      updated.append(cache)
-    return x, updated
+    return x + z if self.skip else x
+
+  def row_layer(self, layer, x, z, norms, cache, index):
+    """Returns (x [W, D], cache) of one layer for row `index` of one picture.
+
+    x, z: [W, D], that row. norms: `condition_norms` of the picture and layer.
+    cache: the layer's keys and values [W, N, H, K] of the rows above.
+    """
+    row, column = self.row_block[layer], self.column_block[layer]
+    condition = row.condition(z[None, None])  # [1, 1, W, ...]
+    x = row(x[None, None], condition, norms[0])[0, 0]
+    column_norms = jax.tree.map(lambda c: c[0, 0], norms[1])  # [1, 2D]
+    return column.step(
+      x, column.project(x), cache, index, column.condition(z), column_norms
+    )
 
 
 class InnerDecoder(nn.Module):
@@ -190,7 +187,8 @@ class Colorizer(nn.Module):
 
   `conditional_attention`: which of queries, keys and values ('qkv') are
   conditioned; `parallel_head`: whether the encoder also predicts all colours
-  at once (the auxiliary loss of section 3). Defaults are the paper's.
+  at once (the auxiliary loss of section 3). `encoder_chunk` bounds memory, see
+  `axial.AxialEncoder`. Defaults are the paper's.
   """
 
   resolution: tuple[int, int] = (64, 64)
@@ -215,6 +213,7 @@ class Colorizer(nn.Module):
   conditional_attention_activation: str = 'identity'
   dropout: float = 0.0
   encoder_dropout: float = 0.0
+  encoder_chunk: int | None = None
   dtype: str = 'float32'
 
   def setup(self):
@@ -228,6 +227,7 @@ class Colorizer(nn.Module):
       num_layers=self.num_encoder_layers,
       resolution=self.resolution,
       dropout=self.encoder_dropout,
+      chunk=self.encoder_chunk,
       dtype=self.dtype,
     )
     if self.parallel_head:
@@ -296,10 +296,15 @@ class Colorizer(nn.Module):
       self.inner_decoder.condition_norms(z),
     )
 
-  def outer_row(self, codes, z, norms, caches, index):
-    """Returns (next row's context [W, D], caches); see `OuterDecoder.row`."""
+  def outer_inputs(self, codes, z, index):
+    """Returns [W, D] of a row's codes; see `OuterDecoder.row_inputs`."""
     embedded = self.code_embedding(codes)
-    return self.outer_decoder.row(embedded, z, norms, caches, index)
+    return self.outer_decoder.row_inputs(embedded, z, index)
+
+  def outer_layer(self, layer, x, z, norms, cache, index):
+    """Returns (x [W, D], cache); the last layer's x is the context of the row
+    below. See `OuterDecoder.row_layer`."""
+    return self.outer_decoder.row_layer(layer, x, z, norms, cache, index)
 
   def inner_norms(self, z):
     """Returns the inner decoder's norm conditions of z [B, H or 1, W, D]."""
