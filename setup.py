@@ -20,6 +20,7 @@ setuptools.setup(
         'flax>=0.12',
         'google-crc32c>=1.5',
         'jax>=0.9',
+        'ml-collections>=1.0',
         'numpy>=2.0',
         'opencv-python-headless>=4.10',
         'orbax-checkpoint>=0.11.30',
@@ -32,6 +33,7 @@ setuptools.setup(
         'test': [
             'hypothesis>=6.100',
             'pytest>=8.0',
+            'pytest-xdist>=3.5',
             'ruff>=0.8',
             'scikit-image>=0.24',
         ],

@@ -1,0 +1,85 @@
+"""Configs, notebook and scripts: they say what is there, and they run."""
+
+import importlib.util
+import json
+import pathlib
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+
+from coltran_jax import models
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+SCRIPTS = [*sorted((ROOT / 'launch').glob('*.sh')), ROOT / '.ci/run']
+
+
+def get_config(path, arg=''):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module, module.get_config(arg)
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_a_config_is_locked_and_builds_the_model_of_its_name(path):
+  module, config = get_config(path)
+  assert config.name == path.stem
+  assert config.is_locked
+  model = models.build(config.name, config.model.to_dict())
+  assert model == models.build(config.name, {}), "the paper's are the defaults"
+  shapes = models.parameter_shapes(model)
+  count = sum(int(np.prod(shape)) for shape in shapes.values())
+  assert f'{count:,}' in module.__doc__
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_the_debug_config_is_tiny(path):
+  _, config = get_config(path, 'debug')
+  model = models.build(config.name, config.model.to_dict())
+  shapes = models.parameter_shapes(model)
+  assert sum(int(np.prod(shape)) for shape in shapes.values()) < 200_000
+  with pytest.raises(ValueError, match='debug'):
+    get_config(path, 'fast')
+
+
+def test_the_notebook_is_thin_stripped_and_runs(
+  fixtures, tmp_path, monkeypatch
+):
+  notebook = json.loads((ROOT / 'colab/colorize.ipynb').read_text())
+  assert len(notebook['cells']) <= 15
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'coltran').symlink_to(fixtures / 'pipeline/tf_checkpoints')
+  photo = fixtures / 'pipeline/photos/chelsea_gray.png'
+  (tmp_path / 'photo.jpg').write_bytes(photo.read_bytes())
+  scope = {}
+  with jax.numpy_rank_promotion('allow'):
+    for cell in notebook['cells']:
+      if cell['cell_type'] != 'code':
+        continue
+      assert cell['outputs'] == []
+      source = ''.join(cell['source'])
+      assert len(source.splitlines()) <= 12
+      assert 'def ' not in source
+      if not source.startswith('%pip'):
+        exec(compile(source, 'colorize.ipynb', 'exec'), scope)
+  assert sorted(p.name for p in tmp_path.glob('colored-*.png')) == [
+    f'colored-{i}.png' for i in range(1, 5)
+  ]
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda p: p.name)
+def test_a_script_is_executable_and_parses(script):
+  assert script.stat().st_mode & 0o111
+  subprocess.run(['sh', '-n', script], check=True)
+
+
+def test_every_photo_that_ships_is_credited():
+  folder = ROOT / 'launch/photos'
+  credits_ = (folder / 'CREDITS.md').read_text()
+  photos = [p.name for p in folder.iterdir() if p.suffix != '.md']
+  assert photos
+  for name in photos:
+    assert f'`{name}`' in credits_
