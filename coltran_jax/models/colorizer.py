@@ -216,6 +216,10 @@ class Colorizer(nn.Module):
   encoder_chunk: int | None = None
   dtype: str = 'float32'
 
+  @property
+  def num_codes(self):
+    return NUM_CODES
+
   def setup(self):
     self.gray_embedding = layers.Embedding(
       256, self.hidden_size, use_bias=True, dtype=self.dtype
