@@ -6,6 +6,7 @@ the others go on; a result is written whole or not at all, never over an input.
 
 import dataclasses
 import logging
+import mimetypes
 import os
 import pathlib
 import sys
@@ -23,7 +24,7 @@ EXTENSIONS = (
 )
 # Photos in these formats become PNG: see `photo.encode`.
 _BECOME_PNG = ('.bmp', '.dib', '.heic', '.heif')
-STDIN = '-'
+STREAM = '-'  # stdin as a photo, stdout as the output.
 
 
 class UsageError(ValueError):
@@ -34,8 +35,8 @@ class UsageError(ValueError):
 class Job:
   """One photo (a path, or '-'), its outputs, and the sheet of all or None.
 
-  format: what to write, None for the photo's own. error: why it cannot be
-  done at all, or None.
+  No outputs mean stdout. format: what to write, None for the photo's own.
+  error: why it cannot be done at all, or None.
   """
 
   source: str
@@ -44,64 +45,100 @@ class Job:
   format: str | None = None
   error: str | None = None
 
+  @property
+  def files(self):
+    """All files that the job makes."""
+    return (*self.outputs, *([self.sheet] if self.sheet else []))
+
+  @property
+  def name(self):
+    """What to call the photo in messages."""
+    return 'stdin' if self.source == STREAM else self.source
+
 
 def plan(sources, output, num_samples, recursive=False):
   """Returns the jobs for files, folders and '-'.
 
   Args:
     sources: strings, in order. A folder gives its pictures, sorted by name.
-    output: None, a folder, or a file if there is one photo and one result.
+    output: None, a folder, or if there is one photo and one result: a file, or
+      '-' for stdout.
     num_samples: results a photo.
     recursive: also the folders within folders.
 
   Raises:
     UsageError: no pictures in a folder, or an output that cannot be meant.
   """
+  if '' in sources:
+    raise UsageError('a photo has an empty name')
+  if sources.count(STREAM) > 1:
+    raise UsageError('stdin can be read once only')
+  to_stdout = output == STREAM or (not output and list(sources) == [STREAM])
+  target = pathlib.Path(output) if output and not to_stdout else None
+  one_file = to_stdout or (target and _is_one_file(output))
   found = []  # (source, path below the folder given, that folder)
   for source in sources:
     path = pathlib.Path(source)
-    if source != STDIN and path.is_dir():
-      files = _pictures(path, recursive)
+    if source != STREAM and path.is_dir():
+      files = _pictures(path, recursive, target)
       if not files:
         hint = '' if recursive else ' (--recursive looks in its folders too)'
         raise UsageError(f'no pictures in {source}{hint}')
       found += [(str(path / file), file, path) for file in files]
     else:
       found.append((source, pathlib.Path(path.name), None))
-  target = pathlib.Path(output) if output and output != STDIN else None
-  if target and _is_file_name(target):
-    if len(found) > 1 or num_samples > 1:
-      raise UsageError(
-        f'{output} is one file, but there are {len(found)} photos with '
-        f'{num_samples} coloring(s) each; give a folder'
-      )
-    name = target.suffix[1:]
-    return _checked([Job(found[0][0], (target,), format=_format(name))])
-  jobs = []
-  for source, below, folder in found:
-    if source == STDIN and target is None:
-      if num_samples > 1:
-        raise UsageError('stdout takes one coloring; give -o FOLDER')
-      jobs.append(Job(source, ()))
-      continue
-    jobs.append(_job(source, below, folder, target, num_samples))
-  return _checked(jobs)
+  if not one_file:
+    return _checked([_job(*one, target, num_samples) for one in found])
+  if len(found) > 1 or num_samples > 1:
+    name = 'stdout' if to_stdout else output
+    raise UsageError(
+      f'{name} takes one picture, but there are {len(found)} photos with '
+      f'{num_samples} coloring(s) each; give -o FOLDER'
+    )
+  source = found[0][0]
+  if to_stdout:
+    return [Job(source, ())]
+  return _checked([Job(source, (target,), format=_format(target.suffix))])
 
 
-def _is_file_name(path):
-  return path.suffix.lower() in EXTENSIONS and not path.is_dir()
+def _is_one_file(output):
+  """True if the output is a picture, False if it is a folder."""
+  path = pathlib.Path(output)
+  if path.is_dir() or output.endswith(('/', os.sep)):
+    return False
+  if path.suffix.lower() in EXTENSIONS:
+    return True
+  kind = mimetypes.guess_type(path.name)[0] or ''
+  if kind.startswith('image/'):
+    raise UsageError(f'{output}: {path.suffix} pictures cannot be written')
+  if path.exists():
+    raise UsageError(f'{output} is neither a folder nor a picture')
+  return False
 
 
-def _format(extension):
-  aliases = {'jpe': 'JPEG', 'jfif': 'JPEG', 'dib': 'BMP'}
-  return aliases.get(extension.lower(), extension.upper())
+def _format(suffix):
+  """Returns the format of files with this suffix, or None."""
+  if suffix.lower() not in EXTENSIONS:
+    return None
+  name = suffix[1:].upper()
+  return 'JPEG' if name in ('JPE', 'JFIF') else name
 
 
-def _pictures(folder, recursive):
-  """Returns the paths, relative to folder, of the pictures in it."""
+def _pictures(folder, recursive, output):
+  """Returns the paths, relative to folder, of the pictures in it.
+
+  The results of an earlier run, in the folder `output`, are none of them.
+  """
+  results = os.path.realpath(output) if output else None
   files, others = [], 0
-  for parent, folders, names in os.walk(folder):
-    folders[:] = sorted(f for f in folders if f[0] != '.') if recursive else []
+  for parent, folders, names in os.walk(folder, onerror=_warn):
+    folders[:] = sorted(
+      name
+      for name in folders
+      if recursive
+      and name[0] != '.'
+      and os.path.realpath(os.path.join(parent, name)) != results
+    )
     for name in sorted(names):
       path = pathlib.Path(parent, name)
       if path.suffix.lower() in EXTENSIONS and name[0] != '.':
@@ -113,9 +150,13 @@ def _pictures(folder, recursive):
   return files
 
 
+def _warn(error):
+  _log.warning('%s: left out: %s', error.filename, error.strerror)
+
+
 def _job(source, below, folder, target, num_samples):
   """Returns the Job of one photo; below: its path in what was asked for."""
-  if source == STDIN:
+  if source == STREAM:
     stem, suffix = 'stdin', '.png'
   else:
     # 'a.bmp' becomes 'a.bmp.png': beside an 'a.png' both have their place.
@@ -125,33 +166,39 @@ def _job(source, below, folder, target, num_samples):
   if target:
     parent = target / below.parent
   elif folder is not None:
-    absolute = folder.absolute()
-    parent = absolute.with_name(absolute.name + '-colorized') / below.parent
+    # abspath: the folder may be '.' or end in '..', which are no names.
+    parent = pathlib.Path(f'{os.path.abspath(folder)}-colorized', below.parent)
   else:
     parent, stem = pathlib.Path(source).parent, f'{stem}-colorized'
+  format = _format(suffix)  # So that a file holds what its name says.
   if num_samples == 1:
-    return Job(source, (parent / f'{stem}{suffix}',))
+    return Job(source, (parent / f'{stem}{suffix}',), format=format)
   width = len(str(num_samples))
   outputs = tuple(
     parent / f'{stem}-{i + 1:0{width}d}{suffix}' for i in range(num_samples)
   )
-  return Job(source, outputs, parent / f'{stem}-sheet.png')
+  return Job(source, outputs, parent / f'{stem}-sheet.png', format)
 
 
 def _checked(jobs):
   """Returns jobs; those that would overwrite an input or another get `error`."""
-  inputs = {os.path.realpath(job.source) for job in jobs if job.source != STDIN}
+  inputs = {
+    os.path.realpath(job.source) for job in jobs if job.source != STREAM
+  }
   taken, checked = {}, []
   for job in jobs:
+    if job.sheet and os.path.realpath(job.sheet) in taken:
+      # That of an 'a.jpg', and this is 'a.png'.
+      name = f'{pathlib.Path(job.source).name}-sheet.png'
+      job = dataclasses.replace(job, sheet=job.sheet.with_name(name))
     error = None
-    files = [*job.outputs, *([job.sheet] if job.sheet else [])]
-    for file in files:
+    for file in job.files:
       real = os.path.realpath(file)
       if real in inputs:
         error = f'its result {file} would overwrite an input'
       elif real in taken:
         error = f'its result {file} would overwrite that of {taken[real]}'
-      taken.setdefault(real, job.source)
+      taken.setdefault(real, job.name)
     checked.append(dataclasses.replace(job, error=error))
   return checked
 
@@ -169,8 +216,7 @@ def run(colorizer, jobs, options, resume=False):
   show = None if len(jobs) > 1 else True  # None: on a terminal only.
   with tqdm_logging.logging_redirect_tqdm():
     for job in tqdm.tqdm(jobs, unit='photo', disable=show):
-      files = [*job.outputs, *([job.sheet] if job.sheet else [])]
-      if resume and files and all(file.exists() for file in files):
+      if resume and not job.error and _is_done(job):
         done += 1
         continue
       try:
@@ -179,44 +225,72 @@ def run(colorizer, jobs, options, resume=False):
         _do(colorizer, job, options)
       except photo.PhotoError as error:
         reason = str(error).removeprefix(f'{job.source}: ')
-        failed.append((job.source, reason))
+        failed.append((job.name, reason))
       except MemoryError:
-        failed.append((job.source, 'not enough memory'))
+        failed.append((job.name, 'not enough memory'))
+      except Exception as error:
+        # A mistake of ours, or of the device: told in full, but what a night
+        # of work has still before it is done.
+        _log.exception('%s: unexpected', job.name)
+        failed.append((job.name, f'{type(error).__name__}, see above'))
   if done:
     _log.info('%d of %d were done already', done, len(jobs))
   return failed
 
 
+def _is_done(job):
+  return bool(job.files) and all(file.exists() for file in job.files)
+
+
 def _do(colorizer, job, options):
-  source = job.source
-  if source == STDIN:
-    source = sys.stdin.buffer.read()
-  read = photo.read(source)
+  if job.source == STREAM:
+    read = _from_stdin()
+  else:
+    read = photo.read(job.source)
   for note in (*read.notes, *photo.dropped(read, job.format)):
-    _log.info('%s: %s', job.source, note)
+    _log.info('%s: %s', job.name, note)
   if read.kind == 'color':
-    _log.info('%s: has color; it is turned gray first', job.source)
+    _log.info('%s: has color; it is turned gray first', job.name)
   elif read.kind == 'sepia':
-    _log.info('%s: toned; taken as gray', job.source)
+    _log.info('%s: toned; taken as gray', job.name)
   colored = colorizer.colorize(read, **options)
   like = colorizer.like(read, options['size'])
   encoded = [photo.encode(pixels, like, job.format) for pixels in colored]
   if not job.outputs:
-    sys.stdout.buffer.write(encoded[0])
-    sys.stdout.buffer.flush()
+    _to_stdout(encoded[0])
     return
   for path, data in zip(job.outputs, encoded, strict=True):
     _write(path, data)
+  made = str(job.outputs[0])
   if job.sheet:
     _write(job.sheet, _sheet(like, colored))
-  _log.info('%s -> %s', job.source, ', '.join(map(str, job.outputs)))
+    made += f' .. {job.outputs[-1].name}, {job.sheet.name}'
+  _log.info('%s -> %s', job.name, made)
+
+
+def _from_stdin():
+  data = sys.stdin.buffer.read()
+  try:
+    return photo.read(data)
+  except photo.PhotoError as error:
+    text = str(error).removeprefix('picture: ')
+    raise photo.PhotoError(text) from error
+
+
+def _to_stdout(data):
+  try:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+  except OSError as error:
+    raise photo.PhotoError(f'stdout: {error.strerror}') from error
 
 
 def _write(path, data):
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise photo.PhotoError(f'{path.parent}: {error.strerror}') from error
+  except (OSError, ValueError) as error:
+    reason = getattr(error, 'strerror', None) or error
+    raise photo.PhotoError(f'{path.parent}: {reason}') from error
   photo.write(path, data)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import os
 import pathlib
 import sys
@@ -14,6 +15,12 @@ def main(argv=None):
   """Returns the exit code: 0 fine, 1 some files failed, 2 usage, 3 weights."""
   parser = _parser()
   args = parser.parse_args(argv)
+  if args.version:
+    print(f'coltran {_version()}')
+    return 0
+  if not args.run:
+    parser.print_help(sys.stderr)
+    return EXIT_USAGE
   level = logging.WARNING if args.quiet else logging.INFO
   logging.basicConfig(level=logging.WARNING, format='%(message)s')
   _log.setLevel(level)
@@ -28,7 +35,11 @@ def _parser():
   parser = argparse.ArgumentParser(
     prog='coltran', description='Colorize photographs with ColTran, in JAX.'
   )
-  commands = parser.add_subparsers(metavar='COMMAND', required=True)
+  parser.add_argument(
+    '--version', action='store_true', help='print the version'
+  )
+  parser.set_defaults(run=None)
+  commands = parser.add_subparsers(metavar='COMMAND')
 
   add = commands.add_parser(
     'colorize',
@@ -57,7 +68,7 @@ def _parser():
     default=1,
     help='colorings a photo; more than one adds a contact sheet (default: 1)',
   )
-  add.add_argument('--seed', type=int, default=0, help='default: 0')
+  add.add_argument('--seed', type=_seed, default=0, help='default: 0')
   add.add_argument(
     '--temperature',
     type=_temperature,
@@ -118,18 +129,35 @@ def _parser():
   return parser
 
 
-def _count(text):
-  value = int(text)
-  if value < 1:
-    raise argparse.ArgumentTypeError('must be 1 or more')
+def _number(kind, text, low, high, wanted):
+  try:
+    value = kind(text)
+  except ValueError:
+    value = None
+  if value is None or not low <= value < high:
+    raise argparse.ArgumentTypeError(f'must be {wanted}, not {text!r}')
   return value
+
+
+def _count(text):
+  return _number(int, text, 1, math.inf, 'a whole number, 1 or more')
+
+
+def _seed(text):
+  return _number(int, text, 0, 1 << 32, 'a whole number, 0 to 4294967295')
 
 
 def _temperature(text):
-  value = float(text)
-  if not 0 <= value < float('inf'):
-    raise argparse.ArgumentTypeError('must be 0 or more')
-  return value
+  return _number(float, text, 0, math.inf, 'a number, 0 or more')
+
+
+def _version():
+  from importlib import metadata
+
+  try:
+    return metadata.version('coltran-jax')
+  except metadata.PackageNotFoundError:
+    return 'not installed'
 
 
 def _fail(message, code):
@@ -171,6 +199,11 @@ def _colorize(args):
     )
   except batch.UsageError as error:
     return _fail(error, EXIT_USAGE)
+  if not all(job.outputs for job in jobs) and sys.stdout.isatty():
+    return _fail(
+      'a terminal shows no pictures; redirect stdout or give -o FILE',
+      EXIT_USAGE,
+    )
 
   import jax
 
@@ -199,12 +232,18 @@ def _colorize(args):
 
 def _cache_compilations(jax):
   """Keeps compiled programs for the next start, unless told where already."""
-  if jax.config.jax_compilation_cache_dir is None:
+  # Small programs too: there are many, together they take over a second.
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+  if jax.config.jax_compilation_cache_dir is not None:
+    return
+  try:
     base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    jax.config.update(
-      'jax_compilation_cache_dir', str(pathlib.Path(base) / 'coltran_jax')
-    )
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+    folder = pathlib.Path(base) / 'coltran_jax'
+    folder.mkdir(parents=True, exist_ok=True)
+  except (OSError, RuntimeError):  # The latter: nobody knows a home.
+    return
+  if os.access(folder, os.W_OK):
+    jax.config.update('jax_compilation_cache_dir', str(folder))
 
 
 if __name__ == '__main__':

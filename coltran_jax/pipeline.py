@@ -8,7 +8,6 @@ of the result only the chroma is taken, joined to the photo's own luminance.
 """
 
 import dataclasses
-import logging
 import pathlib
 
 import jax
@@ -20,8 +19,6 @@ from coltran_jax import checkpoint, color, image, models, photo, sampling
 SHIPPED = pathlib.Path(__file__).parent / 'weights'
 STAGES = ('colorizer', 'color_upsampler', 'spatial_upsampler')
 SIZES = ('original', 256)
-
-_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +60,14 @@ class Colorizer:
     Raises CheckpointError if a stage is missing or wrong.
     """
     directory = pathlib.Path(weights)
-    if not directory.exists() and (SHIPPED / directory.name).is_dir():
-      directory = SHIPPED / directory.name
+    names = sorted(p.name for p in SHIPPED.glob('*') if p.is_dir())
+    if not directory.exists() and str(weights) in names:
+      directory = SHIPPED / directory
     if not directory.is_dir():
-      names = sorted(p.name for p in SHIPPED.glob('*') if p.is_dir())
+      shipped = f'nor one of {", ".join(names)}; ' if names else ''
       raise checkpoint.CheckpointError(
-        f'no weights {str(weights)!r}: neither a folder'
-        f' nor one of the names {names}; make a folder of the published '
-        'checkpoints with `coltran convert`'
+        f'no weights {str(weights)!r}: not a folder; {shipped}make one of the '
+        'published checkpoints with `coltran convert`'
       )
     stages = {}
     for stage in STAGES[:2] if fast else STAGES:
@@ -84,10 +81,11 @@ class Colorizer:
       try:
         model = models.build(stage, config['model'])
         expected = models.parameter_shapes(model)
-      except (TypeError, ValueError) as error:
+      except Exception as error:  # What is wrong in it decides the kind.
+        reason = ' '.join(str(error).split())[:300] or type(error).__name__
         raise checkpoint.CheckpointError(
-          f'{folder / "config.json"}: {error}'
-        ) from None
+          f'{folder / "config.json"}: {reason}'
+        ) from error
       checkpoint.check_shapes(folder, params, expected)
       stages[stage] = (model, params)
     return cls(stages, chunk=chunk)
@@ -105,9 +103,10 @@ class Colorizer:
     """Returns `num_samples` colourings of one photo, of the photo's kind.
 
     Args:
-      source: a path or PIL image (PIL images come back), bytes of a file (the
-        same format comes back) or a uint8 or uint16 array [H, W(, C)] (arrays
-        [H, W, 3] of that dtype come back).
+      source: a path or PIL image (PIL images in RGB come back), bytes of a file
+        (the same format comes back, PNG for BMP and HEIF) or a uint8 or uint16
+        array [H, W(, C)] (arrays [H, W, 3] come back: of that dtype, uint8 if
+        size is 256).
       num_samples: how many; each is another draw.
       seed: sample i of a photo depends on seed and i, on no other photo.
       temperature: of the coarse colours; 0 = the most probable at each pixel.
@@ -124,14 +123,13 @@ class Colorizer:
     colored = self.colorize(
       read, num_samples, seed, temperature, size, sampler, fast
     )
-    if isinstance(source, bytes):
+    if isinstance(source, (bytes, bytearray, memoryview)):
       like = self.like(read, size)
       return [photo.encode(pixels, like) for pixels in colored]
     if isinstance(source, np.ndarray):
       return colored
-    if colored[0].dtype == np.uint16:  # PIL has no 16-bit RGB.
-      colored = [(pixels // 257).astype(np.uint8) for pixels in colored]
-    return [Image.fromarray(pixels) for pixels in colored]
+    # PIL has no 16-bit RGB.
+    return [Image.fromarray(photo.eight_bit(pixels)) for pixels in colored]
 
   def colorize(
     self,
@@ -151,6 +149,8 @@ class Colorizer:
       raise ValueError(f'size must be one of {SIZES}, not {size!r}')
     if num_samples < 1:
       raise ValueError(f'num_samples must be 1 or more, not {num_samples}')
+    if not 0 <= seed < 1 << 32:  # jax would take it modulo 2^32.
+      raise ValueError(f'seed must be 0 to {(1 << 32) - 1}, not {seed}')
     if fast and size != 'original':
       raise ValueError("fast needs size='original'")
     if not fast and 'spatial_upsampler' not in self._stages:

@@ -1,0 +1,455 @@
+"""The command: exit codes, messages, and photos from end to end."""
+
+import errno
+import json
+import os
+import pathlib
+import pty
+import re
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+from PIL import ExifTags, Image, ImageCms
+import pytest
+import skimage.data
+
+from coltran_jax import cli, convert, photo, pipeline, png_tiff
+
+GRAY = skimage.data.coffee()[::4, ::4, 1].copy()  # 100x150
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+
+
+class Gray:
+  """Stands in for `pipeline.Colorizer`."""
+
+  like = staticmethod(pipeline.Colorizer.like)
+
+  def __init__(self):
+    self.calls = []
+
+  def colorize(self, read, **options):
+    self.calls.append(options)
+    gray = np.repeat(read.pixels[..., :1], 3, axis=-1)
+    return [gray] * options['num_samples']
+
+
+@pytest.fixture(scope='module')
+def weights(fixtures, tmp_path_factory):
+  """A checkpoint directory: real resolutions, width 16."""
+  folder = tmp_path_factory.mktemp('weights')
+  convert.convert(fixtures / 'pipeline' / 'tf_checkpoints', folder)
+  return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch):
+  """Leaves the user's cache and this process's settings alone."""
+  monkeypatch.setattr(cli, '_cache_compilations', lambda jax: None)
+  monkeypatch.delenv('COLTRAN_WEIGHTS', raising=False)
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+  """A fast colorizer in place of any weights."""
+  colorizer = Gray()
+  monkeypatch.setattr(
+    pipeline.Colorizer,
+    'from_pretrained',
+    lambda weights, **options: colorizer,
+  )
+  monkeypatch.setenv('COLTRAN_WEIGHTS', 'any')
+  return colorizer
+
+
+@pytest.fixture
+def source(tmp_path):
+  """A gray photo, alone in a folder."""
+  path = tmp_path / 'in' / 'a.png'
+  path.parent.mkdir()
+  Image.fromarray(GRAY).save(path)
+  return path
+
+
+def run(*arguments):
+  """The exit code of the command, argparse's included."""
+  try:
+    return cli.main([str(argument) for argument in arguments])
+  except SystemExit as stop:
+    return stop.code
+
+
+def files(folder):
+  """All files below a folder, hidden ones too, sorted."""
+  return sorted(
+    str(path.relative_to(folder))
+    for path in folder.rglob('*')
+    if not path.is_dir()
+  )
+
+
+def test_the_command_alone_prints_help_and_fails(capsys):
+  assert run() == 2
+  out, err = capsys.readouterr()
+  assert out == ''
+  assert 'colorize' in err
+  assert 'convert' in err
+
+
+def test_the_version_is_told(capsys):
+  assert run('--version') == 0
+  assert re.fullmatch(r'coltran \d+\.\d+.*\n', capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+  'arguments',
+  [['--help'], ['colorize', '--help'], ['convert', '--help'], ['--version']],
+  ids=' '.join,
+)
+def test_help_is_fast_and_imports_nothing_large(arguments):
+  script = (
+    'import sys\n'
+    'from coltran_jax import cli\n'
+    'try:\n'
+    '  code = cli.main(sys.argv[1:])\n'
+    'except SystemExit as stop:\n'
+    '  code = stop.code\n'
+    "large = {'jax', 'flax', 'orbax', 'numpy', 'PIL', 'cv2', 'tqdm'}\n"
+    'print(code, large & set(sys.modules), file=sys.stderr)\n'
+  )
+  start = time.monotonic()
+  done = subprocess.run(
+    [sys.executable, '-c', script, *arguments], capture_output=True, text=True
+  )
+  assert time.monotonic() - start < 2
+  assert done.stderr == '0 set()\n'
+  assert 'coltran' in done.stdout
+
+
+def test_the_module_is_the_command():
+  done = subprocess.run(
+    [sys.executable, '-m', 'coltran_jax.cli', 'colorize'],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2
+  assert 'PHOTO' in done.stderr
+
+
+@pytest.mark.parametrize(
+  'arguments',
+  [
+    [],
+    ['{photo}', '--nonsense'],
+    ['{photo}', '-n', '0'],
+    ['{photo}', '-n', 'many'],
+    ['{photo}', '--seed', '-1'],
+    ['{photo}', '--seed', '4294967296'],
+    ['{photo}', '--temperature', '-1'],
+    ['{photo}', '--temperature', 'nan'],
+    ['{photo}', '--temperature', 'inf'],
+    ['{photo}', '--temperature', 'hot'],
+    ['{photo}', '--size', '512'],
+    ['{photo}', '--sampler', 'best'],
+    ['{photo}', '--chunk', '0'],
+    ['{photo}', '--fast', '--size', '256'],
+    ['{photo}', '-n', '2', '-o', '{folder}/out.png'],
+    ['{photo}', '-o', '{folder}/out.gif'],
+    ['{photo}', '-o', '{photo}.txt'],
+    ['{folder}/empty'],
+    ['{folder}/no_pictures'],
+    ['-', '-n', '2'],
+  ],
+  ids=' '.join,
+)
+def test_usage_errors_exit_2_and_write_nothing(
+  arguments, source, tmp_path, stand_in, capsys
+):
+  (tmp_path / 'empty').mkdir()
+  (tmp_path / 'no_pictures').mkdir()
+  (tmp_path / 'no_pictures' / 'a.txt').write_text('')
+  pathlib.Path(f'{source}.txt').write_text('mine')
+  before = files(tmp_path)
+  names = {'photo': source, 'folder': tmp_path}
+  assert run('colorize', *(one.format(**names) for one in arguments)) == 2
+  assert files(tmp_path) == before
+  assert stand_in.calls == []
+  last = capsys.readouterr().err.splitlines()[-1]
+  assert last.startswith('coltran')
+  assert '_count' not in last
+
+
+def test_missing_weights_exit_3_with_one_line(source, tmp_path, capsys):
+  empty = tmp_path / 'empty'
+  empty.mkdir()
+  for arguments in ([], ['--weights', tmp_path / 'no'], ['--weights', empty]):
+    assert run('colorize', source, *arguments) == 3
+    err = capsys.readouterr().err
+    assert err.startswith('coltran: ')
+    assert err.count('\n') == 1
+    assert 'coltran convert' in err
+  assert files(tmp_path) == ['in/a.png']
+
+
+def test_the_environment_may_name_the_weights(source, monkeypatch, capsys):
+  monkeypatch.setenv('COLTRAN_WEIGHTS', 'nowhere')
+  assert run('colorize', source) == 3
+  assert "'nowhere'" in capsys.readouterr().err
+
+
+def test_damaged_weights_exit_3_with_one_line(
+  fixtures, source, tmp_path, capsys
+):
+  folder = tmp_path / 'weights'
+  convert.convert(fixtures / 'pipeline' / 'tf_checkpoints', folder)
+  path = folder / 'colorizer' / 'config.json'
+  config = json.loads(path.read_text())
+  path.write_text(json.dumps(config | {'fingerprint': '0'}))
+  assert run('colorize', source, '--weights', folder) == 3
+  err = capsys.readouterr().err
+  assert str(path) in err
+  assert err.count('\n') == 1
+  assert files(source.parent) == ['a.png']
+
+
+def test_options_reach_the_colorizer(source, tmp_path, stand_in):
+  assert run('colorize', source) == 0
+  assert stand_in.calls.pop() == {
+    'num_samples': 1,
+    'seed': 0,
+    'temperature': 1.0,
+    'size': 'original',
+    'sampler': 'exact',
+    'fast': False,
+  }
+  options = '-n 3 --seed 7 --temperature 0.5 --sampler reference --fast'
+  out = tmp_path / 'out'
+  assert run('colorize', source, '-o', out, *options.split()) == 0
+  assert stand_in.calls.pop() == {
+    'num_samples': 3,
+    'seed': 7,
+    'temperature': 0.5,
+    'size': 'original',
+    'sampler': 'reference',
+    'fast': True,
+  }
+
+
+def test_failures_are_listed_at_the_end_with_exit_1(
+  source, tmp_path, stand_in, capsys
+):
+  (source.parent / '0.jpg').write_bytes(b'no picture')
+  assert run('colorize', source.parent, tmp_path / 'gone.png') == 1
+  lines = capsys.readouterr().err.splitlines()[-2:]
+  assert lines[0].startswith(f'coltran: failed: {source.parent}/0.jpg: is brok')
+  assert lines[1] == (
+    f'coltran: failed: {tmp_path}/gone.png: No such file or directory'
+  )
+  assert files(tmp_path / 'in-colorized') == ['a.png']
+
+
+def test_resume_and_recursive_are_understood(source, tmp_path, stand_in):
+  deep = source.parent / 'x' / 'b.png'
+  deep.parent.mkdir()
+  deep.write_bytes(source.read_bytes())
+  assert run('colorize', source.parent, '--resume') == 0
+  assert run('colorize', source.parent, '--resume', '--recursive') == 0
+  assert len(stand_in.calls) == 2
+  assert files(tmp_path / 'in-colorized') == ['a.png', 'x/b.png']
+
+
+def test_quiet_says_nothing(source, stand_in, caplog, capsys):
+  assert run('colorize', source) == 0
+  assert '-> ' in caplog.text
+  assert '-> ' in capsys.readouterr().err
+  caplog.clear()
+  assert run('colorize', source, '-q') == 0
+  assert caplog.text == ''
+  assert capsys.readouterr().err == ''
+
+
+def test_ctrl_c_exits_130_and_leaves_nothing(
+  source, tmp_path, stand_in, monkeypatch, capsys
+):
+  def interrupt(descriptor):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(os, 'fsync', interrupt)
+  assert run('colorize', source, '-o', tmp_path / 'out') == 130
+  assert files(tmp_path) == ['in/a.png']
+  assert 'Traceback' not in capsys.readouterr().err
+
+
+def test_a_full_disk_exits_1_and_leaves_nothing(
+  source, tmp_path, stand_in, monkeypatch, capsys
+):
+  def full(descriptor):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(os, 'fsync', full)
+  assert run('colorize', source, '-o', tmp_path / 'out') == 1
+  assert files(tmp_path) == ['in/a.png']
+  assert 'No space left on device' in capsys.readouterr().err
+
+
+def test_pictures_do_not_go_to_a_terminal(source):
+  controller, terminal = pty.openpty()
+  done = subprocess.run(
+    [sys.executable, '-m', 'coltran_jax.cli', 'colorize', '-', '--weights=any'],
+    input=source.read_bytes(),
+    stdout=terminal,
+    stderr=subprocess.PIPE,
+  )
+  os.close(terminal)
+  os.close(controller)
+  assert done.returncode == 2
+  assert b'give -o FILE' in done.stderr
+
+
+def test_convert_makes_weights_once(fixtures, tmp_path, capsys, caplog):
+  checkpoints = fixtures / 'pipeline' / 'tf_checkpoints'
+  assert run('convert', checkpoints, tmp_path / 'w') == 0
+  assert 'color_upsampler, colorizer, spatial_upsampler' in caplog.text
+  before = files(tmp_path)
+  assert run('convert', checkpoints, tmp_path / 'w') == 3
+  assert run('convert', tmp_path / 'nowhere', tmp_path / 'v') == 3
+  assert files(tmp_path) == before
+  assert capsys.readouterr().err.count('\n') == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['chelsea_gray', 'coffee_color'])
+def test_the_command_repeats_the_published_pictures(
+  name, fixtures, weights, tmp_path
+):
+  folder = fixtures / 'pipeline'
+  out = tmp_path / 'out.png'
+  source = folder / 'photos' / f'{name}.png'
+  options = ['--size=256', '--sampler=reference', '--temperature=0']
+  assert run('colorize', source, '-o', out, '--weights', weights, *options) == 0
+  np.testing.assert_array_equal(
+    np.asarray(Image.open(out)),
+    np.asarray(Image.open(folder / 'expected' / f'{name}.final.png')),
+  )
+
+
+def test_four_samples_differ_and_at_temperature_0_do_not(
+  source, weights, tmp_path
+):
+  arguments = ['colorize', source, '-n', 4, '--fast', '--weights', weights]
+  assert run(*arguments, '-o', tmp_path / 'warm') == 0
+  assert run(*arguments, '-o', tmp_path / 'cold', '--temperature', 0) == 0
+  names = [f'a-{i}.png' for i in range(1, 5)]
+  for folder, count in (('warm', 4), ('cold', 1)):
+    assert files(tmp_path / folder) == [*names, 'a-sheet.png']
+    results = {(tmp_path / folder / name).read_bytes() for name in names}
+    assert len(results) == count
+  sheet = Image.open(tmp_path / 'warm' / 'a-sheet.png')
+  assert sheet.width > 5 * GRAY.shape[1]
+
+
+def test_depth_and_transparency_survive(weights, tmp_path):
+  deep = GRAY.astype(np.uint16) * 256 + GRAY[::-1]
+  alpha = np.arange(GRAY.size, dtype=np.uint16).reshape(GRAY.shape)
+  pixels = np.dstack([deep, deep, deep, alpha])
+  path = tmp_path / 'a.png'
+  path.write_bytes(png_tiff.write_png(pixels, None, SRGB))
+  assert run('colorize', path, '--fast', '--weights', weights) == 0
+  result = photo.read(tmp_path / 'a-colorized.png')
+  assert result.pixels.dtype == np.uint16
+  assert len(np.unique(result.pixels)) > 1000
+  assert (result.pixels[..., 0] != result.pixels[..., 2]).any()
+  np.testing.assert_array_equal(result.alpha, alpha)
+  assert result.icc_profile == SRGB
+
+
+def test_exif_and_profile_survive(weights, tmp_path):
+  exif = Image.Exif()
+  exif[ExifTags.Base.Artist] = 'A. Photographer'
+  exif[ExifTags.Base.Orientation] = 6
+  path = tmp_path / 'a.jpg'
+  Image.fromarray(np.dstack([GRAY] * 3)).save(path, exif=exif, icc_profile=SRGB)
+  assert run('colorize', path, '--fast', '--weights', weights) == 0
+  result = Image.open(tmp_path / 'a-colorized.jpg')
+  assert result.format == 'JPEG'
+  assert result.size == GRAY.shape
+  assert result.getexif()[ExifTags.Base.Artist] == 'A. Photographer'
+  assert result.getexif().get(ExifTags.Base.Orientation, 1) == 1
+  assert result.info['icc_profile'] == SRGB
+
+
+COUNTING = """
+import collections, json, sys
+import jax
+from coltran_jax import cli
+
+events = collections.Counter()
+jax.monitoring.register_event_listener(lambda name, **_: events.update([name]))
+code = cli.main(sys.argv[2:])
+prefix = '/jax/compilation_cache/cache_'
+with open(sys.argv[1], 'w') as file:
+  json.dump([events[prefix + 'misses'], events[prefix + 'hits']], file)
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_a_second_start_compiles_nothing_and_gives_the_same_bytes(
+  source, weights, tmp_path
+):
+  environment = dict(os.environ, XDG_CACHE_HOME=str(tmp_path / 'cache'))
+  for variable in ('JAX_COMPILATION_CACHE_DIR', 'XLA_FLAGS'):
+    environment.pop(variable, None)
+
+  def start(*arguments, **options):
+    count = tmp_path / 'count.json'
+    options |= {'env': environment, 'capture_output': True, 'check': True}
+    command = [sys.executable, '-c', COUNTING, count, 'colorize', '--fast']
+    done = subprocess.run(
+      [*command, '--weights', weights, *arguments], **options
+    )
+    return (*json.loads(count.read_text()), done)
+
+  misses, hits, done = start('-', input=source.read_bytes())
+  assert misses > 2  # The sampler, the upsampler and small ones.
+  assert hits == 0
+  assert done.stderr == b''
+  out = tmp_path / 'out.png'
+  again, hits, other = start(source, '-o', out)
+  assert again == 0
+  assert hits == misses
+  assert other.stdout == b''
+  assert other.stderr.decode() == f'{source} -> {out}\n'
+  assert done.stdout == out.read_bytes()
+
+
+@pytest.fixture
+def cache_folder():
+  """The folder that jax would keep programs in; all is reset afterwards."""
+  names = (
+    'jax_compilation_cache_dir',
+    'jax_persistent_cache_min_compile_time_secs',
+  )
+  before = {name: getattr(jax.config, name) for name in names}
+  yield lambda: jax.config.jax_compilation_cache_dir
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
+def test_a_cache_folder_that_cannot_be_made_is_done_without(
+  cache_folder, monkeypatch, tmp_path
+):
+  monkeypatch.undo()  # Brings `cli._cache_compilations` back.
+  jax.config.update('jax_compilation_cache_dir', None)
+  (tmp_path / 'file').write_text('')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+  cli._cache_compilations(jax)
+  assert cache_folder() is None
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'fine'))
+  cli._cache_compilations(jax)
+  assert cache_folder() == str(tmp_path / 'fine' / 'coltran_jax')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'other'))
+  cli._cache_compilations(jax)
+  assert cache_folder() == str(tmp_path / 'fine' / 'coltran_jax')
