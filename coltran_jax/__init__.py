@@ -1,8 +1,8 @@
 """The Colorization Transformer (ColTran, ICLR 2021) in JAX/Flax.
 
-    import coltran_jax
-    colorizer = coltran_jax.Colorizer.from_pretrained(DIR)
-    images = colorizer('photo.jpg', num_samples=4, seed=0)
+import coltran_jax
+colorizer = coltran_jax.Colorizer.from_pretrained(DIR)
+images = colorizer('photo.jpg', num_samples=4, seed=0)
 """
 
 

@@ -149,7 +149,6 @@ def _sample_tiles(
   return run(params, temperature, gray, key_data, counts)
 
 
-@functools.partial(jax.jit, static_argnames='model')
 def upsample(model, params, gray, symbols):
   """Returns the most probable picture, uint8 [B, H, W, 3], of an upsampler.
 
@@ -161,19 +160,20 @@ def upsample(model, params, gray, symbols):
       the blurry picture for the spatial one.
 
   One picture and channel at a time: no more memory for many, and the same
-  products whatever the batch.
+  program whatever the batch.
   """
+  one = functools.partial(_upsample_one, params, model=model)
+  return jnp.stack([one(*xs) for xs in zip(gray, symbols, strict=True)])
 
+
+@functools.partial(jax.jit, static_argnames='model')
+def _upsample_one(params, gray, symbols, *, model):
   def one_channel(xs):
-    gray, symbols, channel = xs
+    symbols, channel = xs
     logits, _ = model.apply(
       {'params': params}, gray[None], symbols[None], channel[None]
     )
     return jnp.argmax(logits[0], axis=-1).astype(jnp.uint8)
 
-  batch = len(gray)
-  channel = jnp.tile(jnp.arange(3), batch)
-  symbols = jnp.moveaxis(symbols, -1, 1).reshape(batch * 3, *gray.shape[1:])
-  gray = jnp.repeat(gray, 3, axis=0)
-  levels = jax.lax.map(one_channel, (gray, symbols, channel))
-  return jnp.moveaxis(levels.reshape(batch, 3, *gray.shape[1:]), 1, -1)
+  channels = (jnp.moveaxis(symbols, -1, 0), jnp.arange(3))
+  return jnp.moveaxis(jax.lax.map(one_channel, channels), 0, -1)

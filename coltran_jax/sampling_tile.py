@@ -163,39 +163,52 @@ class Tile:
   def run_outer_decoder(self, once, row, state):
     """Returns the state with the contexts that follow from a drawn row.
 
-    Layer by layer: all pictures meet a layer's weights while they are in the
-    cache. Every picture has a loop of its own that runs once or not at all, so
-    that its keys and values are updated in place. That the index comes from the
-    loop makes these loops the same program, and all places in a tile give the
-    same bits.
+    Block by block: all pictures meet a block's weights while they are in the
+    cache of the processor.
     """
     z, (norms, _) = once
-    contexts, outer_caches = state.contexts, []
-
-    def run(layer, i, carry):
-      cache, contexts = carry
-      if layer == 0:
-        codes = state.out.codes[i, row]
-        x = self.call('outer_inputs', codes, z[i, row], row)
-      else:
-        x = contexts[i]
-      norm = jax.tree.map(lambda n: n[i], norms[layer])
-      step = functools.partial(self.call, 'outer_layer', layer)
-      x, cache = step(x, z[i, row], norm, cache, row)
-      return cache, contexts.at[i].set(x)
-
+    codes = state.out.codes
+    contexts = self.for_each(
+      lambda i: self.call('outer_inputs', codes[i, row], z[i, row], row),
+      state.contexts,
+    )
+    outer_caches = []
     for layer, caches in enumerate(state.outer_caches):
-      updated = []
-      for place, cache in enumerate(caches):
-        cache, contexts = jax.lax.fori_loop(
-          place,
-          jnp.minimum(self.count, place + 1),
-          functools.partial(run, layer),
-          (cache, contexts),
-        )
-        updated.append(cache)
-      outer_caches.append(updated)
+      row_norms, column_norms = norms[layer]
+
+      def row_block(i, layer=layer, norms=row_norms, contexts=contexts):
+        norm = jax.tree.map(lambda n: n[i], norms)
+        step = functools.partial(self.call, 'outer_row_step', layer)
+        return step(contexts[i], z[i, row], norm)
+
+      def column_block(i, cache, contexts, layer=layer, norms=column_norms):
+        norm = jax.tree.map(lambda n: n[i], norms)
+        step = functools.partial(self.call, 'outer_column_step', layer)
+        x, cache = step(contexts[i], z[i, row], norm, cache, row)
+        return cache, contexts.at[i].set(x)
+
+      contexts = self.for_each(row_block, contexts)
+      caches, contexts = self.for_each_apart(column_block, caches, contexts)
+      outer_caches.append(caches)
     return state.replace(contexts=contexts, outer_caches=outer_caches)
+
+  def for_each_apart(self, function, owns, shared):
+    """Returns (owns, shared) after function(i, owns[i], shared) -> the same.
+
+    Every picture has a loop of its own that runs once or not at all, so that
+    its big arrays are updated in place. That the index comes from the loop
+    makes these loops the same program, and all places give the same bits.
+    """
+    updated = []
+    for place, own in enumerate(owns):
+      own, shared = jax.lax.fori_loop(
+        place,
+        jnp.minimum(self.count, place + 1),
+        lambda i, carry: function(i, *carry),
+        (own, shared),
+      )
+      updated.append(own)
+    return updated, shared
 
   def prepare_row(self, once, row, contexts, i):
     """Returns (pixels, norms, noise) for the pixel loop, of picture i's row.

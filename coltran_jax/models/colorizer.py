@@ -7,7 +7,7 @@ outer decoder says about all rows above a pixel.
 The pixel at (row, column) is predicted from z, from all rows above (outer
 decoder) and from the pixels to its left (inner decoder). Besides the
 teacher-forced pass there are the steps that sampling takes: `encode` a picture,
-`outer_layer` and `inner_row` once a row, `inner_step` once a pixel.
+the outer steps and `inner_row` once a row, `inner_step` once a pixel.
 """
 
 import flax.linen as nn
@@ -77,19 +77,22 @@ class OuterDecoder(nn.Module):
     x = embedded + self.position()[index].astype(self.dtype)
     return x + z if self.skip else x
 
-  def row_layer(self, layer, x, z, norms, cache, index):
-    """Returns (x [W, D], cache) of one layer for row `index` of one picture.
+  def row_step(self, layer, x, z, norms):
+    """Returns x [W, D] after a layer's row block; see `column_step`."""
+    block = self.row_block[layer]
+    return block(x[None, None], block.condition(z[None, None]), norms)[0, 0]
 
-    x, z: [W, D], that row. norms: `condition_norms` of the picture and layer.
-    cache: the layer's keys and values [W, N, H, K] of the rows above.
+  def column_step(self, layer, x, z, norms, cache, index):
+    """Returns (x [W, D], cache) after a layer's column block.
+
+    x, z: [W, D], row `index` of one picture. norms: `condition_norms` of the
+    picture and block. cache: the block's keys and values [W, N, H, K] of the
+    rows above.
     """
-    row, column = self.row_block[layer], self.column_block[layer]
-    condition = row.condition(z[None, None])  # [1, 1, W, ...]
-    x = row(x[None, None], condition, norms[0])[0, 0]
-    column_norms = jax.tree.map(lambda c: c[0, 0], norms[1])  # [1, 2D]
-    return column.step(
-      x, column.project(x), cache, index, column.condition(z), column_norms
-    )
+    block = self.column_block[layer]
+    norms = jax.tree.map(lambda c: c[0, 0], norms)  # [1, 2D]
+    heads, condition = block.project(x), block.condition(z)
+    return block.step(x, heads, cache, index, condition, norms)
 
 
 class InnerDecoder(nn.Module):
@@ -305,10 +308,14 @@ class Colorizer(nn.Module):
     embedded = self.code_embedding(codes)
     return self.outer_decoder.row_inputs(embedded, z, index)
 
-  def outer_layer(self, layer, x, z, norms, cache, index):
+  def outer_row_step(self, layer, x, z, norms):
+    """Returns x [W, D]; see `OuterDecoder.row_step`."""
+    return self.outer_decoder.row_step(layer, x, z, norms)
+
+  def outer_column_step(self, layer, x, z, norms, cache, index):
     """Returns (x [W, D], cache); the last layer's x is the context of the row
-    below. See `OuterDecoder.row_layer`."""
-    return self.outer_decoder.row_layer(layer, x, z, norms, cache, index)
+    below. See `OuterDecoder.column_step`."""
+    return self.outer_decoder.column_step(layer, x, z, norms, cache, index)
 
   def inner_norms(self, z):
     """Returns the inner decoder's norm conditions of z [B, H or 1, W, D]."""

@@ -41,8 +41,16 @@ def main():
       x = call('outer_inputs', jnp.zeros(64, jnp.int32), z[index], index)
       updated = []
       for layer in range(2):
+        row_norm, column_norm = norms[layer]
+        x = call('outer_row_step', layer, x, z[index], row_norm)
         x, c = call(
-          'outer_layer', layer, x, z[index], norms[layer], caches[layer], index
+          'outer_column_step',
+          layer,
+          x,
+          z[index],
+          column_norm,
+          caches[layer],
+          index,
         )
         updated.append(c)
       return updated, total + x
