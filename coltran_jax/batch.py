@@ -11,13 +11,13 @@ import os
 import pathlib
 import sys
 
-import numpy as np
 import tqdm
 from tqdm.contrib import logging as tqdm_logging
 
-from coltran_jax import image, photo
+from coltran_jax import photo, sheets
 
 _log = logging.getLogger('coltran')
+PhotoError = photo.PhotoError
 EXTENSIONS = (
   *('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.tif', '.tiff'),
   *('.bmp', '.dib', '.heic', '.heif'),
@@ -238,6 +238,26 @@ def run(colorizer, jobs, options, resume=False):
   return failed
 
 
+def before_after(jobs, path):
+  """Writes one picture of all jobs that are done: each photo and its coloring.
+
+  Raises PhotoError if it cannot be written, or would replace a file of a job.
+  """
+  path = pathlib.Path(path)
+  files = {os.path.realpath(f) for job in jobs for f in job.files}
+  files |= {os.path.realpath(job.source) for job in jobs}
+  if not _format(path.suffix):
+    raise photo.PhotoError(f'{path}: give a picture, such as all.jpg')
+  if os.path.realpath(path) in files:
+    raise photo.PhotoError(f'{path}: is a photo or a result; choose another')
+  done = [job for job in jobs if job.source != STREAM and _is_done(job)]
+  if not done:
+    return
+  pairs = ((job.source, job.outputs[0]) for job in done)
+  _write(path, sheets.before_after(pairs, _format(path.suffix)))
+  _log.info('%s: %d photos, before and after', path, len(done))
+
+
 def _is_done(job):
   return bool(job.files) and all(file.exists() for file in job.files)
 
@@ -263,7 +283,7 @@ def _do(colorizer, job, options):
     _write(path, data)
   made = str(job.outputs[0])
   if job.sheet:
-    _write(job.sheet, _sheet(like, colored))
+    _write(job.sheet, sheets.of_samples(like, colored))
     made += f' .. {job.outputs[-1].name}, {job.sheet.name}'
   _log.info('%s -> %s', job.name, made)
 
@@ -292,14 +312,3 @@ def _write(path, data):
     reason = getattr(error, 'strerror', None) or error
     raise photo.PhotoError(f'{path.parent}: {reason}') from error
   photo.write(path, data)
-
-
-def _sheet(like, colored):
-  """Returns a PNG of the photo and its colorings side by side."""
-  before = np.broadcast_to(like.pixels, (*like.pixels.shape[:2], 3))
-  pictures = [photo.eight_bit(one) for one in (before, *colored)]
-  labels = ['photo', *(str(i + 1) for i in range(len(colored)))]
-  sheet = image.contact_sheet(
-    pictures, columns=min(len(pictures), 5), labels=labels
-  )
-  return photo.encode(sheet, photo.read(sheet), 'PNG')

@@ -101,6 +101,11 @@ def _parser():
     'memory (default: 8)',
   )
   add.add_argument(
+    '--before-after',
+    metavar='FILE',
+    help='also one picture of all photos, each beside its coloring',
+  )
+  add.add_argument(
     '--recursive', action='store_true', help='also the folders in a folder'
   )
   add.add_argument(
@@ -225,6 +230,11 @@ def _colorize(args):
     'fast': args.fast,
   }
   failed = batch.run(colorizer, jobs, options, resume=args.resume)
+  if args.before_after:
+    try:
+      batch.before_after(jobs, args.before_after)
+    except batch.PhotoError as error:
+      failed.append(('--before-after', error))
   for name, reason in failed:
     print(f'coltran: failed: {name}: {reason}', file=sys.stderr)
   return EXIT_FAILED if failed else 0

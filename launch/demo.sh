@@ -12,5 +12,5 @@ if [ ! -d "$weights" ]; then
   "$bin/coltran" convert tests/fixtures/pipeline/tf_checkpoints "$weights"
 fi
 "$bin/coltran" colorize launch/photos --output "$out" --weights "$weights" \
-  --sheet "$out/before-after.jpg"
+  --before-after "$out/before-after.jpg"
 echo "see $out/before-after.jpg"

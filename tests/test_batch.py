@@ -583,3 +583,28 @@ def test_a_photo_of_a_hundred_megapixels_works(tmp_path):
   source = save(tmp_path / 'big.jpg', big)
   assert colorize([source], tmp_path / 'out.jpg') == []
   assert photo.read(tmp_path / 'out.jpg').pixels.shape == (8400, 12000, 3)
+
+
+def test_one_picture_shows_all_photos_before_and_after(tmp_path):
+  colors = ((200, 30, 30), (30, 30, 200))
+  for i, color in enumerate(colors):
+    pixels = np.full((20 + i, 30, 3), 128, np.uint8)
+    photo.write(
+      tmp_path / f'{i}.png', photo.encode(pixels, photo.read(pixels), 'PNG')
+    )
+    colored = np.full_like(pixels, color)
+    out = tmp_path / f'out{i}.png'
+    photo.write(out, photo.encode(colored, photo.read(colored), 'PNG'))
+  jobs = [
+    batch.Job(str(tmp_path / f'{i}.png'), (tmp_path / f'out{i}.png',))
+    for i in range(2)
+  ]
+  jobs.append(batch.Job('never done', (tmp_path / 'missing.png',)))
+  batch.before_after(jobs, tmp_path / 'new' / 'all.png')
+  sheet = photo.read(tmp_path / 'new' / 'all.png').pixels
+  for color in ((128,) * 3, *colors):
+    assert (sheet == np.array(color)).all(axis=-1).sum() >= 20 * 30
+  for place in (tmp_path / '0.png', tmp_path / 'out1.png', tmp_path / 'x.txt'):
+    with pytest.raises(photo.PhotoError, match=place.name):
+      batch.before_after(jobs, place)
+  assert photo.read(tmp_path / '0.png').pixels.shape == (20, 30, 3)

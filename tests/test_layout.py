@@ -21,7 +21,7 @@ ROWS = [
   {'models', 'convert.tensor_bundle', 'convert.names'},
   {'sampling_tile', 'convert.reference'},
   {'sampling'},
-  {'pipeline', 'convert.tf_checkpoint'},
+  {'pipeline', 'sheets', 'convert.tf_checkpoint'},
   {'convert', 'batch'},
   {'cli', ''},
 ]
