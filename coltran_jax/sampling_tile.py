@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 TILE = 4
+ROWS = 4
 
 
 class Sample(flax.struct.PyTreeNode):
@@ -50,12 +51,14 @@ class State(flax.struct.PyTreeNode):
   """What goes from row to row.
 
   outer_caches: for each layer and picture keys and values [W, N, H, K]: apart,
-  so that each is updated in place. contexts [T, W, D]: the outer decoder's word
-  on the row above. row: what `Tile.prepare_row` says of this row, [T, ...].
+  so that each is updated in place. conditions: what z says to the outer
+  decoder's blocks, for the R rows of a block of rows, [T, R, W, ...]. contexts
+  [T, W, D]: the outer decoder's word on the rows above. row: what `Tile.prepare_row` says of this row, [T, ...].
   inner_caches: for each layer keys and values [T, N, W, K].
   """
 
   outer_caches: list
+  conditions: list
   contexts: jax.Array
   row: Any
   inner_caches: list
@@ -89,10 +92,19 @@ class Tile:
     table = self.call('symbol_table')
     return jax.lax.fori_loop(
       0,
-      self.model.resolution[0],
-      functools.partial(self.sample_row, once, table),
+      self.model.resolution[0] // self.rows,
+      functools.partial(self.sample_rows, once, table),
       state,
     ).out
+
+  @property
+  def rows(self):
+    """Rows whose conditions are computed at a time: a divisor of H.
+
+    One row makes products so small that they wait for the weights.
+    """
+    height = self.model.resolution[0]
+    return max(n for n in range(1, ROWS + 1) if height % n == 0)
 
   def once_a_picture(self):
     """Returns (z [T, H, W, D], the outer and the inner norms' conditions)."""
@@ -126,6 +138,11 @@ class Tile:
         [cache(width, num_heads, height) for _ in range(TILE)]
         for _ in range(self.model.num_outer_layers)
       ],
+      conditions=_zeros(
+        lambda i: self.condition_rows(
+          _zeros_like(self.once_a_picture), jnp.int32(0), i
+        )
+      ),
       contexts=contexts,
       row=_zeros(
         lambda i: self.prepare_row(
@@ -145,11 +162,27 @@ class Tile:
       ),
     )
 
-  def sample_row(self, once, table, row, state):
-    """Returns the state after all pixels of a row are drawn."""
-    state = self.run_outer_decoder(once, jnp.maximum(row - 1, 0), state)
-    contexts = jnp.where(row > 0, state.contexts, 0)
-    prepare = functools.partial(self.prepare_row, once, row, contexts)
+  def sample_rows(self, once, table, block, state):
+    """Returns the state after a block of `rows` rows is drawn."""
+    first = block * self.rows
+    condition = functools.partial(self.condition_rows, once, first)
+    state = state.replace(conditions=self.for_each(condition, state.conditions))
+    return jax.lax.fori_loop(
+      0,
+      self.rows,
+      functools.partial(self.sample_row, once, table, first),
+      state,
+    )
+
+  def condition_rows(self, once, first, i):
+    """Returns what z says to the outer decoder on `rows` rows of picture i."""
+    z = jax.lax.dynamic_slice_in_dim(once[0][i], first, self.rows)
+    return self.call('outer_condition', z)
+
+  def sample_row(self, once, table, first, offset, state):
+    """Returns the state after row first + offset is drawn."""
+    row = first + offset
+    prepare = functools.partial(self.prepare_row, once, row, state.contexts)
     state = state.replace(row=self.for_each(prepare, state.row))
     none = jnp.full((TILE,), len(table[0]) - 1)  # Left of the first pixel.
     _, state = jax.lax.fori_loop(
@@ -158,10 +191,10 @@ class Tile:
       functools.partial(self.sample_pixel, table, row),
       (none, state),
     )
-    return state
+    return self.run_outer_decoder(once, row, offset, state)
 
-  def run_outer_decoder(self, once, row, state):
-    """Returns the state with the contexts that follow from a drawn row.
+  def run_outer_decoder(self, once, row, offset, state):
+    """Returns the state with the contexts of the row below a drawn row.
 
     Block by block: all pictures meet a block's weights while they are in the
     cache of the processor.
@@ -174,17 +207,19 @@ class Tile:
     )
     outer_caches = []
     for layer, caches in enumerate(state.outer_caches):
-      row_norms, column_norms = norms[layer]
 
-      def row_block(i, layer=layer, norms=row_norms, contexts=contexts):
-        norm = jax.tree.map(lambda n: n[i], norms)
+      def picture(i, axis, layer=layer):
+        condition = state.conditions[layer][axis]
+        condition = jax.tree.map(lambda c: c[i, offset], condition)
+        return condition, jax.tree.map(lambda n: n[i], norms[layer][axis])
+
+      def row_block(i, layer=layer, contexts=contexts, picture=picture):
         step = functools.partial(self.call, 'outer_row_step', layer)
-        return step(contexts[i], z[i, row], norm)
+        return step(contexts[i], *picture(i, 0))
 
-      def column_block(i, cache, contexts, layer=layer, norms=column_norms):
-        norm = jax.tree.map(lambda n: n[i], norms)
+      def column_block(i, cache, contexts, layer=layer, picture=picture):
         step = functools.partial(self.call, 'outer_column_step', layer)
-        x, cache = step(contexts[i], z[i, row], norm, cache, row)
+        x, cache = step(contexts[i], *picture(i, 1), cache, row)
         return cache, contexts.at[i].set(x)
 
       contexts = self.for_each(row_block, contexts)

@@ -77,22 +77,27 @@ class OuterDecoder(nn.Module):
     x = embedded + self.position()[index].astype(self.dtype)
     return x + z if self.skip else x
 
-  def row_step(self, layer, x, z, norms):
-    """Returns x [W, D] after a layer's row block; see `column_step`."""
-    block = self.row_block[layer]
-    return block(x[None, None], block.condition(z[None, None]), norms)[0, 0]
+  def condition(self, z):
+    """Returns for each layer what z [..., D] says to (row, column) block."""
+    return [
+      (row.condition(z), column.condition(z)) for row, column in self._pairs()
+    ]
 
-  def column_step(self, layer, x, z, norms, cache, index):
+  def row_step(self, layer, x, condition, norms):
+    """Returns x [W, D] after a layer's row block; see `column_step`."""
+    condition = jax.tree.map(lambda c: c[None, None], condition)
+    return self.row_block[layer](x[None, None], condition, norms)[0, 0]
+
+  def column_step(self, layer, x, condition, norms, cache, index):
     """Returns (x [W, D], cache) after a layer's column block.
 
-    x, z: [W, D], row `index` of one picture. norms: `condition_norms` of the
-    picture and block. cache: the block's keys and values [W, N, H, K] of the
-    rows above.
+    x: [W, D], row `index` of one picture. condition, norms: of that row and of
+    the picture, for the block. cache: the block's keys and values [W, N, H, K]
+    of the rows above.
     """
     block = self.column_block[layer]
     norms = jax.tree.map(lambda c: c[0, 0], norms)  # [1, 2D]
-    heads, condition = block.project(x), block.condition(z)
-    return block.step(x, heads, cache, index, condition, norms)
+    return block.step(x, block.project(x), cache, index, condition, norms)
 
 
 class InnerDecoder(nn.Module):
@@ -308,14 +313,20 @@ class Colorizer(nn.Module):
     embedded = self.code_embedding(codes)
     return self.outer_decoder.row_inputs(embedded, z, index)
 
-  def outer_row_step(self, layer, x, z, norms):
-    """Returns x [W, D]; see `OuterDecoder.row_step`."""
-    return self.outer_decoder.row_step(layer, x, z, norms)
+  def outer_condition(self, z):
+    """Returns what z [..., D] says; see `OuterDecoder.condition`."""
+    return self.outer_decoder.condition(z)
 
-  def outer_column_step(self, layer, x, z, norms, cache, index):
+  def outer_row_step(self, layer, x, condition, norms):
+    """Returns x [W, D]; see `OuterDecoder.row_step`."""
+    return self.outer_decoder.row_step(layer, x, condition, norms)
+
+  def outer_column_step(self, layer, x, condition, norms, cache, index):
     """Returns (x [W, D], cache); the last layer's x is the context of the row
     below. See `OuterDecoder.column_step`."""
-    return self.outer_decoder.column_step(layer, x, z, norms, cache, index)
+    return self.outer_decoder.column_step(
+      layer, x, condition, norms, cache, index
+    )
 
   def inner_norms(self, z):
     """Returns the inner decoder's norm conditions of z [B, H or 1, W, D]."""

@@ -36,26 +36,28 @@ def main():
   cache = [(jnp.zeros((64, 4, 64, 128)),) * 2 for _ in range(2)]
 
   def outer_decoder(z):
-    def row(index, carry):
+    def row(conditions, first, offset, carry):
       caches, total = carry
+      index = first + offset
       x = call('outer_inputs', jnp.zeros(64, jnp.int32), z[index], index)
       updated = []
       for layer in range(2):
-        row_norm, column_norm = norms[layer]
-        x = call('outer_row_step', layer, x, z[index], row_norm)
-        x, c = call(
-          'outer_column_step',
-          layer,
-          x,
-          z[index],
-          column_norm,
-          caches[layer],
-          index,
-        )
+        here = jax.tree.map(lambda c: c[offset], conditions[layer])
+        step = functools.partial(call, 'outer_row_step', layer)
+        x = step(x, here[0], norms[layer][0])
+        step = functools.partial(call, 'outer_column_step', layer)
+        x, c = step(x, here[1], norms[layer][1], caches[layer], index)
         updated.append(c)
       return updated, total + x
 
-    return jax.lax.fori_loop(0, 64, row, (cache, jnp.zeros((64, 512))))[1]
+    def rows(block, carry):
+      first = block * sampling_tile.ROWS
+      part = jax.lax.dynamic_slice_in_dim(z, first, sampling_tile.ROWS)
+      step = functools.partial(row, call('outer_condition', part), first)
+      return jax.lax.fori_loop(0, sampling_tile.ROWS, step, carry)
+
+    start = cache, jnp.zeros((64, 512))
+    return jax.lax.fori_loop(0, 64 // sampling_tile.ROWS, rows, start)[1]
 
   report('outer decoder, 64 rows', 56 * SQUARE * PIXELS, outer_decoder, z[0])
 
