@@ -33,7 +33,6 @@ setuptools.setup(
     'test': [
       'hypothesis>=6.100',
       'pytest>=8.0',
-      'pytest-xdist>=3.5',
       'ruff>=0.8',
       'scikit-image>=0.24',
     ],

@@ -5,4 +5,4 @@ cd "$(dirname "$0")/.."
 bin=$(sh launch/install.sh '[test]')
 "$bin/ruff" check .
 "$bin/ruff" format --check .
-"$bin/python" -m pytest -n 2 --dist loadfile "$@"
+"$bin/python" -m pytest "$@"
