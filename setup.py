@@ -32,6 +32,7 @@ setuptools.setup(
     'heic': ['pillow-heif>=0.18'],
     'test': [
       'hypothesis>=6.100',
+      'pillow-heif>=0.18',
       'pytest>=8.0',
       'ruff>=0.8',
       'scikit-image>=0.24',

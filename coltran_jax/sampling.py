@@ -7,7 +7,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from coltran_jax import sampling_tile
 
@@ -42,7 +42,8 @@ def sample(
       published sampler does: the inner decoder's conditional layer norms see
       one row of the encoder's output where training averages over all.
     keep_logits: also return all logits.
-    mesh: a mesh over whose `data` axis the batch is split; None = one device.
+    mesh: a mesh over whose `data` axis the batch is split; None = that of gray
+      if gray is sharded over such an axis, else one device.
 
   Raises:
     ValueError: shapes, mode or temperature that make no sense.
@@ -56,12 +57,15 @@ def sample(
       f'gray must be [B, {model.resolution[0]}, {model.resolution[1]}], '
       f'not {list(gray.shape)}'
     )
+  if not len(gray):
+    raise ValueError('gray holds no picture')
   if rng.shape != gray.shape[:1]:
     raise ValueError(
       f'rng must be one key per picture, [{len(gray)}], not {list(rng.shape)}'
     )
   if model.encoder_chunk is None:
     model = model.clone(encoder_chunk=_ENCODER_CHUNK)
+  mesh = mesh or _mesh_of(gray)
   batch = len(gray)
   shards = mesh.shape['data'] if mesh else 1
   rounds = -(-batch // (TILE * shards))
@@ -103,6 +107,18 @@ def sample(
     ],
     *out,
   )
+
+
+def _mesh_of(gray):
+  """Returns the mesh over whose `data` axis the batch of gray is sharded."""
+  sharding = (
+    None
+    if isinstance(gray, jax.core.Tracer)
+    else (getattr(gray, 'sharding', None))
+  )
+  if not isinstance(sharding, NamedSharding):
+    return None
+  return sharding.mesh if tuple(sharding.spec)[:1] == ('data',) else None
 
 
 @functools.partial(

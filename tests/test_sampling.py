@@ -84,6 +84,20 @@ def test_codes_are_the_same_on_one_and_on_eight_devices(batch):
   np.testing.assert_allclose(one.log_probs, eight.log_probs, atol=1e-5)
 
 
+def test_a_batch_that_is_sharded_stays_so_and_gives_the_same_codes():
+  recorded = conftest.recorded('colorizer_base')
+  gray = np.resize(recorded.gray, (8, *recorded.gray.shape[1:]))
+  mesh = jax.make_mesh(
+    (8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+  sharded = sample(recorded, jax.device_put(gray, split), keys(8))
+  assert len(sharded.codes.devices()) == 8
+  np.testing.assert_array_equal(
+    sharded.codes, sample(recorded, gray, keys(8)).codes
+  )
+
+
 def test_other_keys_give_other_codes_and_the_same_key_the_same():
   recorded = conftest.recorded('colorizer_base')
   gray = np.repeat(recorded.gray[:1], 3, axis=0)
@@ -129,6 +143,7 @@ def test_lower_temperatures_draw_more_probable_codes():
     ({'temperature': float('nan')}, 'temperature'),
     ({'gray': np.zeros((1, 3, 8), np.int32)}, 'gray must be'),
     ({'rng': keys(2)}, 'one key per picture'),
+    ({'gray': np.zeros((0, 8, 8), np.int32)}, 'no picture'),
   ],
 )
 def test_inputs_without_meaning_are_refused(change, message):
