@@ -67,7 +67,7 @@ def plan(sources, output, num_samples, recursive=False):
     recursive: also the folders within folders.
 
   Raises:
-    UsageError: no pictures in a folder, or an output that cannot be meant.
+    UsageError: no pictures at all, or an output that cannot be meant.
   """
   if '' in sources:
     raise UsageError('a photo has an empty name')
@@ -77,18 +77,21 @@ def plan(sources, output, num_samples, recursive=False):
   target = pathlib.Path(output) if output and not to_stdout else None
   one_file = to_stdout or (target and _is_one_file(output))
   found = []  # (source, path below the folder given, that folder)
+  empty = []
   for source in sources:
     path = pathlib.Path(source)
     if source != STREAM and path.is_dir():
       files = _pictures(path, recursive, target)
       if not files:
         hint = '' if recursive else ' (--recursive looks in its folders too)'
-        raise UsageError(f'no pictures in {source}{hint}')
+        empty.append(Job(source, (), error=f'no pictures in it{hint}'))
       found += [(str(path / file), file, path) for file in files]
     else:
       found.append((source, pathlib.Path(path.name), None))
+  if not found:
+    raise UsageError(f'no pictures in {empty[0].source}; {empty[0].error}')
   if not one_file:
-    return _checked([_job(*one, target, num_samples) for one in found])
+    return empty + _checked([_job(*one, target, num_samples) for one in found])
   if len(found) > 1 or num_samples > 1:
     name = 'stdout' if to_stdout else output
     raise UsageError(
@@ -97,8 +100,10 @@ def plan(sources, output, num_samples, recursive=False):
     )
   source = found[0][0]
   if to_stdout:
-    return [Job(source, ())]
-  return _checked([Job(source, (target,), format=_format(target.suffix))])
+    return [*empty, Job(source, ())]
+  return empty + _checked(
+    [Job(source, (target,), format=_format(target.suffix))]
+  )
 
 
 def _is_one_file(output):
@@ -238,20 +243,26 @@ def run(colorizer, jobs, options, resume=False):
   return failed
 
 
-def before_after(jobs, path):
-  """Writes one picture of all jobs that are done: each photo and its coloring.
-
-  Raises PhotoError if it cannot be written, or would replace a file of a job.
-  """
-  path = pathlib.Path(path)
+def check_before_after(jobs, path):
+  """Raises UsageError if `before_after` must not or cannot write to path."""
   files = {os.path.realpath(f) for job in jobs for f in job.files}
   files |= {os.path.realpath(job.source) for job in jobs}
-  if not _format(path.suffix):
-    raise photo.PhotoError(f'{path}: give a picture, such as all.jpg')
+  if not _format(pathlib.Path(path).suffix):
+    raise UsageError(f'{path}: give a picture, such as all.jpg')
   if os.path.realpath(path) in files:
-    raise photo.PhotoError(f'{path}: is a photo or a result; choose another')
-  done = [job for job in jobs if job.source != STREAM and _is_done(job)]
+    raise UsageError(f'{path} is a photo or a result; choose another')
+
+
+def before_after(jobs, failed, path):
+  """Writes one picture of all jobs that are done: each photo and its coloring.
+
+  failed: what `run` gave. Raises PhotoError if it cannot be written.
+  """
+  path = pathlib.Path(path)
+  names = {STREAM, *(name for name, _ in failed)}
+  done = [job for job in jobs if job.source not in names and _is_done(job)]
   if not done:
+    _log.warning('%s: no photo to show', path)
     return
   pairs = ((job.source, job.outputs[0]) for job in done)
   _write(path, sheets.before_after(pairs, _format(path.suffix)))

@@ -90,8 +90,41 @@ def check_free(directory, name):
     )
 
 
+def remove(directory, name):
+  """Removes DIRECTORY/NAME, and DIRECTORY if nothing else is in it."""
+  directory = pathlib.Path(directory)
+  shutil.rmtree(directory / name, ignore_errors=True)
+  if directory.is_dir() and not any(directory.iterdir()):
+    directory.rmdir()
+
+
+def write_model_card(directory):
+  """Writes DIRECTORY/model_card.md: what the stages there are and come from.
+
+  Raises CheckpointError if it cannot be written.
+  """
+  directory = pathlib.Path(directory)
+  lines = ['# ColTran weights', '']
+  for path in sorted(directory.glob('*/config.json')):
+    config = _read_config(path)
+    lines += [
+      f'## {config["name"]}',
+      '',
+      f'Source: {config["source"]}. Fingerprint: {config["fingerprint"]}.',
+      '',
+      '```json',
+      json.dumps(config['model'], indent=2),
+      '```',
+      '',
+    ]
+  try:
+    (directory / 'model_card.md').write_text('\n'.join(lines), 'utf-8')
+  except OSError as error:
+    raise CheckpointError(f'{directory}: {error.strerror}') from error
+
+
 def load(directory):
-  """Returns (config, params) of one stage's folder; params are float32 numpy.
+  """Returns (config, params) of one stage's folder; params are numpy arrays.
 
   Raises CheckpointError if something is missing, unknown or was changed.
   """
@@ -103,7 +136,10 @@ def load(directory):
   logging.getLogger('absl').setLevel(logging.ERROR)
   try:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-      tree = checkpointer.metadata(path).item_metadata.tree
+      metadata = checkpointer.metadata(path).item_metadata
+      if metadata is None:
+        raise CheckpointError('no orbax metadata, or damaged')
+      tree = metadata.tree
       arguments = flax.traverse_util.unflatten_dict(
         {
           key: ocp.RestoreArgs(restore_type=np.ndarray)

@@ -109,7 +109,9 @@ def _parser():
     '--recursive', action='store_true', help='also the folders in a folder'
   )
   add.add_argument(
-    '--resume', action='store_true', help='skip photos that are done'
+    '--resume',
+    action='store_true',
+    help='skip photos whose results are there, whatever their options',
   )
   add.add_argument(
     '-q', '--quiet', action='store_true', help='warnings and errors only'
@@ -171,7 +173,7 @@ def _fail(message, code):
 
 
 def _convert(args):
-  from coltran_jax import checkpoint, convert
+  from coltran_jax import checkpoint, convert, models
 
   try:
     stages = convert.convert(
@@ -184,6 +186,9 @@ def _convert(args):
   ) as error:
     return _fail(error, EXIT_WEIGHTS)
   _log.info('%s: %s', args.output, ', '.join(stages))
+  missing = sorted(set(models.MODELS) - set(stages))
+  if len(stages) > 1 and missing:
+    _log.warning('%s has no %s', args.source, ', '.join(missing))
   return 0
 
 
@@ -202,9 +207,14 @@ def _colorize(args):
     jobs = batch.plan(
       args.photos, args.output, args.num_samples, recursive=args.recursive
     )
+    if args.before_after:
+      batch.check_before_after(jobs, args.before_after)
   except batch.UsageError as error:
     return _fail(error, EXIT_USAGE)
-  if not all(job.outputs for job in jobs) and sys.stdout.isatty():
+  to_stdout = not all(job.outputs or job.error for job in jobs)
+  if to_stdout and sys.stdout is None:
+    return _fail('stdout is closed', EXIT_USAGE)
+  if to_stdout and sys.stdout.isatty():
     return _fail(
       'a terminal shows no pictures; redirect stdout or give -o FILE',
       EXIT_USAGE,
@@ -232,7 +242,7 @@ def _colorize(args):
   failed = batch.run(colorizer, jobs, options, resume=args.resume)
   if args.before_after:
     try:
-      batch.before_after(jobs, args.before_after)
+      batch.before_after(jobs, failed, args.before_after)
     except batch.PhotoError as error:
       failed.append(('--before-after', error))
   for name, reason in failed:

@@ -88,6 +88,7 @@ class Colorizer:
         ) from error
       checkpoint.check_shapes(folder, params, expected)
       stages[stage] = (model, params)
+    _check_resolutions(directory, stages)
     return cls(stages, chunk=chunk)
 
   def __call__(
@@ -183,11 +184,11 @@ class Colorizer:
     small = stages.low if fast else stages.full
     return [image.join(read.pixels, image.crop(one, box)) for one in small]
 
-  @staticmethod
-  def like(read, size):
+  def like(self, read, size):
     """Returns the Photo that a result of this size takes alpha and such from."""
     if size == 'original':
       return read
+    size = self._side('spatial_upsampler')
     alpha = read.alpha
     if alpha is not None:
       alpha = image.square(photo.eight_bit(alpha), size)
@@ -233,12 +234,23 @@ class Colorizer:
     )
 
   def _side(self, stage):
-    height, width = self._stages[stage][0].resolution
+    return self._stages[stage][0].resolution[0]
+
+
+def _check_resolutions(directory, stages):
+  """Raises CheckpointError unless the stages are square and fit together."""
+  sizes = {stage: model.resolution for stage, (model, _) in stages.items()}
+  for stage, (height, width) in sizes.items():
     if height != width:
-      raise ValueError(
-        f'photos need square models; this {stage} is {height}x{width}'
+      raise checkpoint.CheckpointError(
+        f'{directory / stage}: photos need square models, this is '
+        f'{height}x{width}'
       )
-    return height
+  if sizes['colorizer'] != sizes['color_upsampler']:
+    raise checkpoint.CheckpointError(
+      f'{directory}: the colorizer works at {sizes["colorizer"]}, the color '
+      f'upsampler at {sizes["color_upsampler"]}; they do not belong together'
+    )
 
 
 def _gray(pixels):

@@ -50,8 +50,8 @@ def sample(
   """
   if mode not in MODES:
     raise ValueError(f'mode must be one of {MODES}, not {mode!r}')
-  if not temperature >= 0:
-    raise ValueError(f'temperature must be 0 or more, not {temperature}')
+  if not 0 <= temperature <= 1e6:
+    raise ValueError(f'temperature must be 0 to 1e6, not {temperature}')
   if gray.ndim != 3 or tuple(gray.shape[1:]) != tuple(model.resolution):
     raise ValueError(
       f'gray must be [B, {model.resolution[0]}, {model.resolution[1]}], '
@@ -66,6 +66,8 @@ def sample(
   if model.encoder_chunk is None:
     model = model.clone(encoder_chunk=_ENCODER_CHUNK)
   mesh = mesh or _mesh_of(gray)
+  if mesh and 'data' not in mesh.shape:
+    raise ValueError(f'the mesh has no axis data, only {mesh.axis_names}')
   batch = len(gray)
   shards = mesh.shape['data'] if mesh else 1
   rounds = -(-batch // (TILE * shards))

@@ -600,11 +600,23 @@ def test_one_picture_shows_all_photos_before_and_after(tmp_path):
     for i in range(2)
   ]
   jobs.append(batch.Job('never done', (tmp_path / 'missing.png',)))
-  batch.before_after(jobs, tmp_path / 'new' / 'all.png')
+  jobs.append(batch.Job('failed', (tmp_path / 'out0.png',)))
+  failed = [('failed', 'a reason')]
+  batch.before_after(jobs, failed, tmp_path / 'new' / 'all.png')
   sheet = photo.read(tmp_path / 'new' / 'all.png').pixels
   for color in ((128,) * 3, *colors):
     assert (sheet == np.array(color)).all(axis=-1).sum() >= 20 * 30
   for place in (tmp_path / '0.png', tmp_path / 'out1.png', tmp_path / 'x.txt'):
-    with pytest.raises(photo.PhotoError, match=place.name):
-      batch.before_after(jobs, place)
-  assert photo.read(tmp_path / '0.png').pixels.shape == (20, 30, 3)
+    with pytest.raises(batch.UsageError, match=place.name):
+      batch.check_before_after(jobs, place)
+
+
+def test_an_empty_folder_among_photos_is_listed_and_the_others_are_done(
+  tmp_path,
+):
+  (tmp_path / 'empty').mkdir()
+  sources = [str(tmp_path / 'empty'), str(tmp_path / 'a.png')]
+  empty, job = batch.plan(sources, None, 1)
+  assert 'no pictures' in empty.error
+  assert job.error is None
+  assert batch.run(None, [empty], {}) == [(sources[0], empty.error)]

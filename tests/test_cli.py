@@ -25,7 +25,9 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 class Gray:
   """Stands in for `pipeline.Colorizer`."""
 
-  like = staticmethod(pipeline.Colorizer.like)
+  def like(self, read, size):
+    del size
+    return read
 
   def __init__(self):
     self.calls = []

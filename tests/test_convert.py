@@ -147,7 +147,26 @@ def test_the_command_converts_one_stage_beside_another(source, tmp_path):
   out = tmp_path / 'out'
   for stage in STAGES[:2]:
     assert cli.main(['convert', str(source / stage), str(out)]) == 0
-  assert sorted(p.name for p in out.iterdir()) == sorted(STAGES[:2])
+  names = sorted(p.name for p in out.iterdir())
+  assert names == sorted([*STAGES[:2], 'model_card.md'])
+  card = (out / 'model_card.md').read_text()
+  assert all(f'## {stage}' in card for stage in STAGES[:2])
+
+
+def test_a_stage_that_cannot_be_saved_leaves_none_behind(
+  source, tmp_path, monkeypatch
+):
+  save = checkpoint.save
+
+  def fail_last(directory, name, *args):
+    if name == STAGES[2]:
+      raise checkpoint.CheckpointError('disk full')
+    save(directory, name, *args)
+
+  monkeypatch.setattr(checkpoint, 'save', fail_last)
+  out = tmp_path / 'out'
+  assert cli.main(['convert', str(source), str(out)]) == 3
+  assert not out.exists()
 
 
 def flip(path, position):
@@ -165,6 +184,13 @@ def flip_a_bit_of_an_average(source):
   entries = tensor_bundle.Reader(prefix).entries
   entry = next(e for name, e in entries.items() if 'Exponential' in name)
   flip(data_file(source), entry.offset + entry.size // 2)
+
+
+def flip_a_bit_of_what_is_not_used(source):
+  prefix = source / 'colorizer/model-1'
+  entries = tensor_bundle.Reader(prefix).entries
+  entry = next(e for name, e in entries.items() if 'OPTIMIZER_SLOT' in name)
+  flip(data_file(source), entry.offset)
 
 
 def truncate_the_data(source):
@@ -199,6 +225,7 @@ def give_two_of_a_stage(source):
   ('damage', 'message'),
   [
     (flip_a_bit_of_an_average, 'Exponential'),
+    (flip_a_bit_of_what_is_not_used, 'OPTIMIZER_SLOT'),
     (truncate_the_data, 'data-00000-of-00001'),
     (flip_a_bit_of_the_index, 'model-1.index'),
     (remove_the_data, 'data-00000-of-00001'),

@@ -198,9 +198,30 @@ def test_unknown_models_and_arguments_are_named():
 @pytest.mark.parametrize(
   'argument',
   [
+    {'skip': 'no'},
+    {'num_heads': 0},
+    {'num_heads': True},
+    {'hidden_size': 10**12},
+    {'num_outer_layers': 2000},
+    {'resolution': [8]},
+    {'resolution': [8, 1.5]},
+    {'dropout': 'x'},
+    {'encoder_chunk': 0},
+    {'conditional_attention': ['q']},
+  ],
+)
+def test_arguments_of_another_kind_or_size_are_refused(argument):
+  with pytest.raises(ValueError, match=next(iter(argument))):
+    models.build('colorizer', argument)
+
+
+@pytest.mark.parametrize(
+  'argument',
+  [
     {'conditional_norm_order': 'cc'},
     {'conditional_mlp': 'both'},
     {'conditional_attention': 'qx'},
+    {'conditional_attention': 'qq'},
     {'conditional_norm_activation': 'gelu'},
   ],
 )

@@ -339,3 +339,12 @@ def test_a_stage_under_a_wrong_name_is_told(damaged):
   assert str(damaged / 'colorizer' / 'config.json') in message
   assert "'cnn'" in message
   assert "'colorizer'" in message
+
+
+def test_stages_that_do_not_belong_together_are_refused(fixtures, tmp_path):
+  small = fixtures / 'coltran/tf_checkpoints'
+  large = fixtures / 'pipeline/tf_checkpoints'
+  convert.convert(small / 'colorizer', tmp_path)
+  convert.convert(large / 'color_upsampler', tmp_path)
+  with pytest.raises(checkpoint.CheckpointError, match='belong together'):
+    pipeline.Colorizer.from_pretrained(tmp_path, fast=True)

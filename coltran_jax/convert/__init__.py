@@ -33,12 +33,17 @@ def convert(source, directory, weights='ema'):
     if actual != stage:
       raise ConversionError(f'{path} holds a {actual}, not a {stage}')
     loaded.append((stage, path, model, params))
-  for stage, path, model, params in loaded:
-    checkpoint.save(
-      directory,
-      stage,
-      models.arguments_of(model),
-      params,
-      f'TensorFlow checkpoint {tensor_bundle.find_prefix(path).name}, {weights}',
-    )
-  return list(found)
+  saved = []
+  try:
+    for stage, path, model, params in loaded:
+      prefix = tensor_bundle.find_prefix(path).name
+      source = f'TensorFlow checkpoint {prefix}, {weights} weights'
+      arguments = models.arguments_of(model)
+      checkpoint.save(directory, stage, arguments, params, source)
+      saved.append(stage)
+    checkpoint.write_model_card(directory)
+  except checkpoint.CheckpointError:
+    for stage in saved:
+      checkpoint.remove(directory, stage)
+    raise
+  return saved

@@ -55,20 +55,28 @@ def model_for(stage, shapes, config=None):
     else:
       infer, read = _infer_upsampler, _read_upsampler
     arguments = infer(stage, shapes)
-    if config is not None:
-      arguments |= read(config.get('model', config))
   except KeyError as error:
     raise ConversionError(
       f'variable {error.args[0]!r} is missing: this is not a {stage}, or not '
       'all of one'
     ) from None
-  return models.build(stage, arguments)
+  try:
+    if config is not None:
+      arguments |= read(config.get('model', config))
+    return models.build(stage, arguments)
+  except KeyError as error:
+    raise ConversionError(f'the config has no {error.args[0]!r}') from None
+  except ValueError as error:
+    raise ConversionError(f'{stage}: {error}') from None
 
 
 def check(stage, model, shapes):
   """Returns {reference name: parameter path} if `shapes` fit model exactly."""
   paths = names.reference_names(stage, model)
-  expected = models.parameter_shapes(model)
+  try:
+    expected = models.parameter_shapes(model)
+  except (ValueError, ZeroDivisionError) as error:
+    raise ConversionError(f'{stage}: {error}') from None
   problems = [f'missing: {name}' for name in paths if name not in shapes]
   problems += [f'unknown: {name}' for name in shapes if name not in paths]
   for name, path in paths.items():
@@ -89,9 +97,9 @@ def _count(pattern, shapes):
 
 def _dims(shapes, name, rank):
   """Returns the shape of a variable that must have `rank` axes."""
-  if len(shapes[name]) != rank:
+  if len(shapes[name]) != rank or min(shapes[name]) < 1:
     raise ConversionError(
-      f'{name} has shape {shapes[name]}, expected {rank} axes'
+      f'{name} has shape {shapes[name]}, expected {rank} axes of 1 or more'
     )
   return shapes[name]
 

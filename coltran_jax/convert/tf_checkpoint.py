@@ -94,6 +94,8 @@ def load_tf_checkpoint(path, weights='ema'):
   reader = tensor_bundle.Reader(tensor_bundle.find_prefix(path))
   reader.check_shards()
   tensors = account(reader)
+  for key in reader.entries:
+    reader.read(key)  # Checks its crc, of what is not used below too.
   stage = tensors.stage
   try:
     shapes = {

@@ -11,6 +11,8 @@ MODELS = {
   'color_upsampler': color_upsampler.ColorUpsampler,
   'spatial_upsampler': spatial_upsampler.SpatialUpsampler,
 }
+_LARGEST = 1 << 16  # Of any size; layers are fewer.
+_MOST_LAYERS = 256
 
 
 def build(name, arguments):
@@ -23,10 +25,35 @@ def build(name, arguments):
   unknown = sorted(set(arguments) - set(_fields(MODELS[name])))
   if unknown:
     raise ValueError(f'{name} has no argument {", ".join(unknown)}')
+  for key, value in arguments.items():
+    default = getattr(MODELS[name], key)
+    if not _fits(value, default):
+      raise ValueError(f'{key} cannot be {value!r} (such as {default!r})')
+    if key.endswith('_layers') and value > _MOST_LAYERS:
+      raise ValueError(f'{key} is {value}, more than {_MOST_LAYERS}')
   arguments = dict(arguments)
   if 'resolution' in arguments:
     arguments['resolution'] = tuple(arguments['resolution'])
   return MODELS[name](**arguments)
+
+
+def _fits(value, default):
+  """True if value is of the kind of an argument's default, and in bounds."""
+  if isinstance(default, bool):
+    return isinstance(value, bool)
+  if isinstance(default, tuple):
+    return (
+      isinstance(value, (list, tuple))
+      and len(value) == len(default)
+      and all(map(_fits, value, default))
+    )
+  if isinstance(default, int) or (default is None and value is not None):
+    return type(value) is int and 1 <= value <= _LARGEST
+  if isinstance(default, float):
+    return type(value) in (int, float) and 0 <= value < 1
+  if default == 'affine':
+    return value is None or isinstance(value, str)
+  return isinstance(value, type(default))
 
 
 def arguments_of(model):

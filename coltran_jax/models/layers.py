@@ -148,7 +148,8 @@ class Conditioning:
         raise ValueError(
           f'{name} must be one of {values}, not {getattr(self, name)!r}'
         )
-    if not set(self.attention) <= set('qkv'):
+    letters = set(self.attention)
+    if not letters <= set('qkv') or len(letters) < len(self.attention):
       raise ValueError(f"attention: letters of 'qkv', not {self.attention!r}")
 
 
