@@ -4,7 +4,7 @@
 # programs. Usage: launch/install.sh [EXTRAS, as in '[test]']
 set -eu
 cd "$(dirname "$0")/.."
-if [ ! -x .venv/bin/python ]; then
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then # None, or half.
   for python in python3.11 python3.12 python3.13 python3 ''; do
     if [ -z "$python" ]; then
       echo 'coltran-jax needs Python 3.11 or newer' >&2
@@ -16,7 +16,7 @@ if [ ! -x .venv/bin/python ]; then
     fi
   done
   echo "making .venv with $python" >&2
-  "$python" -m venv .venv >&2
+  "$python" -m venv --clear .venv >&2
 fi
 echo 'installing (a few minutes the first time)' >&2
 .venv/bin/python -m pip install --quiet --disable-pip-version-check \
