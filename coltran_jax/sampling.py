@@ -113,11 +113,9 @@ def sample(
 
 def _mesh_of(gray):
   """Returns the mesh over whose `data` axis the batch of gray is sharded."""
-  sharding = (
-    None
-    if isinstance(gray, jax.core.Tracer)
-    else (getattr(gray, 'sharding', None))
-  )
+  if isinstance(gray, jax.core.Tracer):
+    return None
+  sharding = getattr(gray, 'sharding', None)
   if not isinstance(sharding, NamedSharding):
     return None
   return sharding.mesh if tuple(sharding.spec)[:1] == ('data',) else None

@@ -87,8 +87,8 @@ class Tile:
 
   def sample(self):
     """Returns the `Sample` [T, H, W]; the places from count on mean nothing."""
-    state = self.first_state()
     once = self.once_a_picture()
+    state = self.first_state(once)
     table = self.call('symbol_table')
     return jax.lax.fori_loop(
       0,
@@ -123,7 +123,7 @@ class Tile:
 
     return jax.lax.fori_loop(0, self.count, put, stacked)
 
-  def first_state(self):
+  def first_state(self, once):
     height, width = self.model.resolution
     table, heads = jax.eval_shape(lambda: self.call('symbol_table'))
     num_symbols, num_heads, size = heads['q'].shape
@@ -138,17 +138,9 @@ class Tile:
         [cache(width, num_heads, height) for _ in range(TILE)]
         for _ in range(self.model.num_outer_layers)
       ],
-      conditions=_zeros(
-        lambda i: self.condition_rows(
-          _zeros_like(self.once_a_picture), jnp.int32(0), i
-        )
-      ),
+      conditions=_zeros(lambda i: self.condition_rows(once, 0, i)),
       contexts=contexts,
-      row=_zeros(
-        lambda i: self.prepare_row(
-          _zeros_like(self.once_a_picture), 0, contexts, i
-        )
-      ),
+      row=_zeros(lambda i: self.prepare_row(once, 0, contexts, i)),
       inner_caches=[
         cache(TILE, num_heads, width)
         for _ in range(self.model.num_inner_layers)
@@ -286,13 +278,9 @@ class Tile:
     return codes, state.replace(inner_caches=inner_caches, out=out)
 
 
-def _zeros_like(function, *args):
-  """Returns zeros of the shapes that function(*args) has."""
-  return jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *args)
-  )
-
-
 def _zeros(function):
   """Returns zeros [T, ...] for what function(i) gives for one picture."""
-  return _zeros_like(jax.vmap(function), jnp.arange(TILE))
+  return jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(jax.vmap(function), jnp.arange(TILE)),
+  )

@@ -72,3 +72,12 @@ recorded = functools.cache(Recorded)
 def variant(request):
   """Each recorded variant of the colorizer."""
   return recorded(f'colorizer_{request.param}')
+
+
+def files(folder):
+  """All files below a folder, hidden ones too, sorted."""
+  return sorted(
+    str(path.relative_to(folder))
+    for path in folder.rglob('*')
+    if not path.is_dir()
+  )

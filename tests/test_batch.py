@@ -10,6 +10,7 @@ import sys
 import termios
 import textwrap
 
+import conftest
 import numpy as np
 from PIL import Image
 import pytest
@@ -44,17 +45,8 @@ def save(path, array=RAMP, **options):
   return path
 
 
-def files(folder):
-  """All files below a folder, hidden ones too, sorted."""
-  return sorted(
-    str(path.relative_to(folder))
-    for path in folder.rglob('*')
-    if not path.is_dir()
-  )
-
-
 def contents(folder):
-  return {name: (folder / name).read_bytes() for name in files(folder)}
+  return {name: (folder / name).read_bytes() for name in conftest.files(folder)}
 
 
 def colorize(sources, output=None, num_samples=1, colorizer=None, **options):
@@ -83,15 +75,15 @@ def log(caplog):
 def test_a_result_goes_beside_its_photo_by_default(tmp_path):
   save(tmp_path / 'a.jpg')
   assert colorize([tmp_path / 'a.jpg']) == []
-  assert files(tmp_path) == ['a-colorized.jpg', 'a.jpg']
+  assert conftest.files(tmp_path) == ['a-colorized.jpg', 'a.jpg']
 
 
 def test_a_folder_goes_to_one_beside_it_by_default(tmp_path):
   save(tmp_path / 'old' / 'b.png')
   save(tmp_path / 'old' / 'a.jpg')
   assert colorize([tmp_path / 'old']) == []
-  assert files(tmp_path / 'old-colorized') == ['a.jpg', 'b.png']
-  assert files(tmp_path / 'old') == ['a.jpg', 'b.png']
+  assert conftest.files(tmp_path / 'old-colorized') == ['a.jpg', 'b.png']
+  assert conftest.files(tmp_path / 'old') == ['a.jpg', 'b.png']
 
 
 @pytest.mark.parametrize('folder', ['.', '../old', 'sub/..'])
@@ -102,14 +94,14 @@ def test_a_folder_by_a_relative_name_goes_beside_it_too(
   (tmp_path / 'old' / 'sub').mkdir()
   monkeypatch.chdir(tmp_path / 'old')
   assert colorize([folder]) == []
-  assert files(tmp_path) == ['old-colorized/a.jpg', 'old/a.jpg']
+  assert conftest.files(tmp_path) == ['old-colorized/a.jpg', 'old/a.jpg']
 
 
 def test_an_output_folder_takes_results_under_their_own_names(tmp_path):
   one = save(tmp_path / 'x' / 'a.jpg')
   two = save(tmp_path / 'y' / 'b.tif')
   assert colorize([one, two], tmp_path / 'new' / 'out') == []
-  assert files(tmp_path / 'new') == ['out/a.jpg', 'out/b.tif']
+  assert conftest.files(tmp_path / 'new') == ['out/a.jpg', 'out/b.tif']
 
 
 @pytest.mark.parametrize(
@@ -156,7 +148,7 @@ def test_a_bmp_beside_a_png_of_the_same_stem_gets_its_own_result(tmp_path):
   save(tmp_path / 'in' / 'a.png')
   assert colorize([tmp_path / 'in']) == []
   out = tmp_path / 'in-colorized'
-  assert files(out) == ['a.bmp.png', 'a.png']
+  assert conftest.files(out) == ['a.bmp.png', 'a.png']
   assert (out / 'a.bmp.png').read_bytes() != (out / 'a.png').read_bytes()
 
 
@@ -165,7 +157,7 @@ def test_samples_are_numbered_and_a_sheet_shows_all(tmp_path):
   assert colorize([source], tmp_path / 'out', num_samples=4) == []
   out = tmp_path / 'out'
   names = ['a-1.png', 'a-2.png', 'a-3.png', 'a-4.png', 'a-sheet.png']
-  assert files(out) == names
+  assert conftest.files(out) == names
   assert len(set(contents(out).values())) == 5
   pictures = [source, *(out / name for name in names[:-1])]
   expected = image.contact_sheet(
@@ -189,7 +181,7 @@ def test_photos_of_the_same_stem_get_sheets_of_their_own(tmp_path):
   save(tmp_path / 'in' / 'a.jpg')
   save(tmp_path / 'in' / 'a.png')
   assert colorize([tmp_path / 'in'], num_samples=2) == []
-  assert files(tmp_path / 'in-colorized') == [
+  assert conftest.files(tmp_path / 'in-colorized') == [
     *('a-1.jpg', 'a-1.png', 'a-2.jpg', 'a-2.png'),
     *('a-sheet.png', 'a.png-sheet.png'),
   ]
@@ -211,10 +203,10 @@ def test_recursive_keeps_the_structure_and_ignores_hidden_files(tmp_path, log):
   (folder / 'notes.txt').write_text('no picture')
   assert colorize([folder], recursive=True) == []
   out = tmp_path / 'in-colorized'
-  assert files(out) == ['c.png', 'x/b.png', 'x/y/a.png']
+  assert conftest.files(out) == ['c.png', 'x/b.png', 'x/y/a.png']
   assert '3 other files left alone' in log.text
   assert colorize([folder], tmp_path / 'flat') == []
-  assert files(tmp_path / 'flat') == ['c.png']
+  assert conftest.files(tmp_path / 'flat') == ['c.png']
 
 
 def test_recursive_does_not_take_earlier_results_for_photos(tmp_path):
@@ -222,7 +214,7 @@ def test_recursive_does_not_take_earlier_results_for_photos(tmp_path):
   out = tmp_path / 'results'
   for _ in range(2):
     assert colorize([tmp_path], out, recursive=True) == []
-  assert files(out) == ['a.png']
+  assert conftest.files(out) == ['a.png']
 
 
 def test_a_folder_that_cannot_be_listed_is_told(tmp_path, monkeypatch, log):
@@ -272,7 +264,7 @@ def test_an_output_in_a_format_that_is_not_written_is_a_usage_error(name):
 def test_an_output_folder_may_look_like_a_file(tmp_path):
   for output in (tmp_path / 'v1.2', f'{tmp_path}/made.png/'):
     assert colorize([save(tmp_path / 'a.png')], output) == []
-  assert files(tmp_path) == ['a.png', 'made.png/a.png', 'v1.2/a.png']
+  assert conftest.files(tmp_path) == ['a.png', 'made.png/a.png', 'v1.2/a.png']
 
 
 def test_an_output_that_is_another_file_is_a_usage_error(tmp_path):
@@ -351,7 +343,7 @@ def test_bad_photos_in_the_middle_are_listed_and_the_rest_is_done(tmp_path):
     assert reason
     assert name not in reason
     assert '\n' not in reason
-  assert files(tmp_path / 'out') == ['a.png', 'f.png']
+  assert conftest.files(tmp_path / 'out') == ['a.png', 'f.png']
 
 
 def test_whatever_goes_wrong_with_one_photo_the_others_are_done(tmp_path, log):
@@ -365,7 +357,7 @@ def test_whatever_goes_wrong_with_one_photo_the_others_are_done(tmp_path, log):
   assert 'not enough memory' in failed[0][1]
   assert 'RuntimeError' in failed[1][1]
   assert 'device lost' in log.text
-  assert files(tmp_path / 'out') == ['a.png', 'e.png']
+  assert conftest.files(tmp_path / 'out') == ['a.png', 'e.png']
 
 
 def test_an_output_below_a_file_fails_and_leaves_nothing(tmp_path):
@@ -391,7 +383,7 @@ def test_a_full_disk_fails_the_photo_and_leaves_nothing(tmp_path, monkeypatch):
   failed = colorize([tmp_path / 'in'], tmp_path / 'out', num_samples=2)
   assert len(failed) == len(written) == 2
   assert all('No space left' in reason for _, reason in failed)
-  assert files(tmp_path / 'out') == []
+  assert conftest.files(tmp_path / 'out') == []
 
 
 def test_a_failed_write_leaves_an_older_result_whole(tmp_path, monkeypatch):
@@ -421,7 +413,7 @@ def test_ctrl_c_leaves_whole_files_only(tmp_path, monkeypatch):
   monkeypatch.setattr(os, 'fsync', interrupt)
   with pytest.raises(KeyboardInterrupt):
     colorize([tmp_path / 'in'], tmp_path / 'out')
-  assert files(tmp_path / 'out') == ['a.png']
+  assert conftest.files(tmp_path / 'out') == ['a.png']
   assert photo.read(tmp_path / 'out' / 'a.png').pixels.shape == (40, 60, 3)
 
 
@@ -479,7 +471,7 @@ def test_a_name_that_is_no_text_works(tmp_path):
   name = os.fsdecode(b'\xff.png')
   save(tmp_path / 'in' / name)
   assert colorize([tmp_path / 'in']) == []
-  assert files(tmp_path / 'in-colorized') == [name]
+  assert conftest.files(tmp_path / 'in-colorized') == [name]
 
 
 SCRIPT = """
@@ -524,14 +516,14 @@ def test_stdin_goes_to_stdout_as_bytes_and_messages_to_stderr(tmp_path):
 def test_a_batch_of_photos_imports_no_jax(tmp_path):
   done = start('', str(save(tmp_path / 'a.png')))
   assert done.stderr.endswith(b'False False\n')
-  assert files(tmp_path) == ['a-colorized.png', 'a.png']
+  assert conftest.files(tmp_path) == ['a-colorized.png', 'a.png']
 
 
 def test_a_photo_goes_to_stdout_when_asked(tmp_path):
   source = save(tmp_path / 'a.tif')
   done = start('-', str(source))
   assert photo.read(done.stdout).format == 'TIFF'
-  assert files(tmp_path) == ['a.tif']
+  assert conftest.files(tmp_path) == ['a.tif']
 
 
 def test_stdin_goes_to_a_folder_as_png(tmp_path):

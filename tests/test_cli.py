@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import conftest
 import jax
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
@@ -81,15 +82,6 @@ def run(*arguments):
     return cli.main([str(argument) for argument in arguments])
   except SystemExit as stop:
     return stop.code
-
-
-def files(folder):
-  """All files below a folder, hidden ones too, sorted."""
-  return sorted(
-    str(path.relative_to(folder))
-    for path in folder.rglob('*')
-    if not path.is_dir()
-  )
 
 
 def test_the_command_alone_prints_help_and_fails(capsys):
@@ -173,10 +165,10 @@ def test_usage_errors_exit_2_and_write_nothing(
   (tmp_path / 'no_pictures').mkdir()
   (tmp_path / 'no_pictures' / 'a.txt').write_text('')
   pathlib.Path(f'{source}.txt').write_text('mine')
-  before = files(tmp_path)
+  before = conftest.files(tmp_path)
   names = {'photo': source, 'folder': tmp_path}
   assert run('colorize', *(one.format(**names) for one in arguments)) == 2
-  assert files(tmp_path) == before
+  assert conftest.files(tmp_path) == before
   assert stand_in.calls == []
   last = capsys.readouterr().err.splitlines()[-1]
   assert last.startswith('coltran')
@@ -192,7 +184,7 @@ def test_missing_weights_exit_3_with_one_line(source, tmp_path, capsys):
     assert err.startswith('coltran: ')
     assert err.count('\n') == 1
     assert 'coltran convert' in err
-  assert files(tmp_path) == ['in/a.png']
+  assert conftest.files(tmp_path) == ['in/a.png']
 
 
 def test_the_environment_may_name_the_weights(source, monkeypatch, capsys):
@@ -213,7 +205,7 @@ def test_damaged_weights_exit_3_with_one_line(
   err = capsys.readouterr().err
   assert str(path) in err
   assert err.count('\n') == 1
-  assert files(source.parent) == ['a.png']
+  assert conftest.files(source.parent) == ['a.png']
 
 
 def test_options_reach_the_colorizer(source, tmp_path, stand_in):
@@ -249,7 +241,7 @@ def test_failures_are_listed_at_the_end_with_exit_1(
   assert lines[1] == (
     f'coltran: failed: {tmp_path}/gone.png: No such file or directory'
   )
-  assert files(tmp_path / 'in-colorized') == ['a.png']
+  assert conftest.files(tmp_path / 'in-colorized') == ['a.png']
 
 
 def test_resume_and_recursive_are_understood(source, tmp_path, stand_in):
@@ -259,7 +251,7 @@ def test_resume_and_recursive_are_understood(source, tmp_path, stand_in):
   assert run('colorize', source.parent, '--resume') == 0
   assert run('colorize', source.parent, '--resume', '--recursive') == 0
   assert len(stand_in.calls) == 2
-  assert files(tmp_path / 'in-colorized') == ['a.png', 'x/b.png']
+  assert conftest.files(tmp_path / 'in-colorized') == ['a.png', 'x/b.png']
 
 
 def test_quiet_says_nothing(source, stand_in, caplog, capsys):
@@ -280,7 +272,7 @@ def test_ctrl_c_exits_130_and_leaves_nothing(
 
   monkeypatch.setattr(os, 'fsync', interrupt)
   assert run('colorize', source, '-o', tmp_path / 'out') == 130
-  assert files(tmp_path) == ['in/a.png']
+  assert conftest.files(tmp_path) == ['in/a.png']
   assert 'Traceback' not in capsys.readouterr().err
 
 
@@ -292,7 +284,7 @@ def test_a_full_disk_exits_1_and_leaves_nothing(
 
   monkeypatch.setattr(os, 'fsync', full)
   assert run('colorize', source, '-o', tmp_path / 'out') == 1
-  assert files(tmp_path) == ['in/a.png']
+  assert conftest.files(tmp_path) == ['in/a.png']
   assert 'No space left on device' in capsys.readouterr().err
 
 
@@ -314,10 +306,10 @@ def test_convert_makes_weights_once(fixtures, tmp_path, capsys, caplog):
   checkpoints = fixtures / 'pipeline' / 'tf_checkpoints'
   assert run('convert', checkpoints, tmp_path / 'w') == 0
   assert 'color_upsampler, colorizer, spatial_upsampler' in caplog.text
-  before = files(tmp_path)
+  before = conftest.files(tmp_path)
   assert run('convert', checkpoints, tmp_path / 'w') == 3
   assert run('convert', tmp_path / 'nowhere', tmp_path / 'v') == 3
-  assert files(tmp_path) == before
+  assert conftest.files(tmp_path) == before
   assert capsys.readouterr().err.count('\n') == 2
 
 
@@ -345,7 +337,7 @@ def test_four_samples_differ_and_at_temperature_0_do_not(
   assert run(*arguments, '-o', tmp_path / 'cold', '--temperature', 0) == 0
   names = [f'a-{i}.png' for i in range(1, 5)]
   for folder, count in (('warm', 4), ('cold', 1)):
-    assert files(tmp_path / folder) == [*names, 'a-sheet.png']
+    assert conftest.files(tmp_path / folder) == [*names, 'a-sheet.png']
     results = {(tmp_path / folder / name).read_bytes() for name in names}
     assert len(results) == count
   sheet = Image.open(tmp_path / 'warm' / 'a-sheet.png')

@@ -36,11 +36,16 @@ def load_variables(stage, variables, config=None):
   shapes = {name: tuple(np.shape(value)) for name, value in variables.items()}
   model = model_for(stage, shapes, config)
   paths = check(stage, model, shapes)
+  return model, to_params(paths, variables)
+
+
+def to_params(paths, variables):
+  """Returns the parameters of variables; paths: as `check` gives them."""
   flat = {
     path: jnp.asarray(variables[name], jnp.float32)
     for name, path in paths.items()
   }
-  return model, flax.traverse_util.unflatten_dict(flat)
+  return flax.traverse_util.unflatten_dict(flat)
 
 
 def model_for(stage, shapes, config=None):

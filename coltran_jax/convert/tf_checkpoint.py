@@ -23,8 +23,8 @@ class Account:
   """Every tensor of a checkpoint, by what it is: {reference name: key}.
 
   variables: what was trained. ema: their moving averages, under the variables'
-  names. slots: the optimizer's state, as 'NAME SLOT'. constants: ones and zeros inside
-  conditional layer norms. bookkeeping: counters and hyperparameters.
+  names. slots: the optimizer's state, as 'NAME SLOT'. constants: ones and zeros
+  inside conditional layer norms. bookkeeping: counters and hyperparameters.
   """
 
   stage: str
@@ -94,15 +94,13 @@ def load_tf_checkpoint(path, weights='ema'):
   reader = tensor_bundle.Reader(tensor_bundle.find_prefix(path))
   reader.check_shards()
   tensors = account(reader)
-  for key in reader.entries:
-    reader.read(key)  # Checks its crc, of what is not used below too.
   stage = tensors.stage
   try:
     shapes = {
       name: reader.entries[key].shape for name, key in tensors.variables.items()
     }
     model = reference.model_for(stage, shapes)
-    reference.check(stage, model, shapes)
+    paths = reference.check(stage, model, shapes)
     keys = tensors.variables if weights == 'raw' else tensors.ema
     missing = sorted(set(tensors.variables) - set(keys))
     if missing:
@@ -119,9 +117,13 @@ def load_tf_checkpoint(path, weights='ema'):
           'published model never does'
         )
     variables = {name: _floats(reader, key) for name, key in keys.items()}
-    _, params = reference.load_variables(stage, variables)
+    params = reference.to_params(paths, variables)
   except reference.ConversionError as error:
     raise reference.ConversionError(f'{reader.index_path}: {error}') from None
+  used = {*keys.values(), *tensors.constants.values()}
+  for key in reader.entries:
+    if key not in used:
+      reader.read(key)  # For its crc alone: a damaged file is not trusted.
   return stage, model, params
 
 
