@@ -196,10 +196,20 @@ class AxialBlock(nn.Module):
       'mlp': self.mlp_norm.condition(context),
     }
 
-  def __call__(self, x, condition=None, norms=None, train=False):
-    """Returns [B, H, W, D] of x [B, H, W, D]; see `condition` for the rest."""
-    attended = self.attention(x, condition['attention'] if condition else {})
-    return self.finish(x, attended, condition or {}, norms or {}, train)
+  def __call__(self, x, context=None, norm_context=None, train=False):
+    """Returns [B, H, W, D] of x [B, H, W, D].
+
+    context [B, H, W, any] conditions attention and MLP pixel by pixel,
+    norm_context [B, H, W, D] the norms; None where nothing is conditional.
+    """
+    condition = {} if context is None else self.condition(context)
+    norms = {} if norm_context is None else self.condition_norms(norm_context)
+    return self.apply_conditions(x, condition, norms, train)
+
+  def apply_conditions(self, x, condition, norms, train=False):
+    """Returns [B, H, W, D] of x, given what the two methods above return."""
+    attended = self.attention(x, condition.get('attention', {}))
+    return self.finish(x, attended, condition, norms, train)
 
   def step(self, x, heads, cache, index, condition, norms):
     """Returns (y [..., D], cache) at position `index` of the causal axis.
@@ -234,6 +244,17 @@ class AxialBlock(nn.Module):
     return (norms[name],) if self.conditioning.norm else ()
 
 
+def block_class(remat):
+  """Returns AxialBlock; with remat, backward recomputes what is inside it.
+
+  Then only a block's inputs are kept: less memory, a third more products.
+  """
+  if not remat:
+    return AxialBlock
+  # Argument 0 is self, 4 is train.
+  return nn.remat(AxialBlock, static_argnums=(4,), methods=['__call__'])
+
+
 class AxialEncoder(nn.Module):
   """Position embedding and pairs of row and column blocks: the grayscale
   encoder (section 4.1) and the body of both upsamplers (section 4.3).
@@ -250,6 +271,7 @@ class AxialEncoder(nn.Module):
   resolution: tuple[int, int]
   dropout: float = 0.0
   chunk: int | None = None
+  remat: bool = False
   dtype: str = 'float32'
 
   @nn.compact
@@ -261,7 +283,7 @@ class AxialEncoder(nn.Module):
     x = x + position[None].astype(x.dtype)
     for layer in range(self.num_layers):
       for axis in ('row', 'column'):
-        block = AxialBlock(
+        block = block_class(self.remat)(
           features=self.features,
           mlp_features=self.mlp_features,
           num_heads=self.num_heads,
@@ -272,7 +294,7 @@ class AxialEncoder(nn.Module):
           name=f'{axis}_block_{layer}',
         )
         if self.chunk is None:
-          x = block(x, train=train)
+          x = block(x, None, None, train)
         else:
           x = _in_chunks(block, x, 1 if axis == 'row' else 2, self.chunk, train)
     return x
@@ -285,7 +307,7 @@ def _in_chunks(block, x, axis, chunk, train):
 
   def body(block, x, start):
     lines = jax.lax.dynamic_slice_in_dim(x, start, chunk, axis)
-    lines = block(lines, train=train)
+    lines = block(lines, None, None, train)
     return jax.lax.dynamic_update_slice_in_dim(x, lines, start, axis), None
 
   x, _ = nn.scan(

@@ -12,7 +12,8 @@ from coltran_jax.models import axial, layers
 class ColorUpsampler(nn.Module):
   """Predicts all 8-bit levels of one channel in parallel, given its 3 bits.
 
-  Defaults are the paper's. `chunk` bounds memory, see `axial.AxialEncoder`.
+  Defaults are the paper's. `chunk` bounds memory, see `axial.AxialEncoder`;
+  `remat` that of training, see `axial.block_class`.
   """
 
   resolution: tuple[int, int] = (64, 64)
@@ -22,6 +23,7 @@ class ColorUpsampler(nn.Module):
   num_layers: int = 4
   dropout: float = 0.0
   chunk: int | None = None
+  remat: bool = False
   dtype: str = 'float32'
 
   @nn.compact
@@ -42,6 +44,7 @@ class ColorUpsampler(nn.Module):
       resolution=self.resolution,
       dropout=self.dropout,
       chunk=self.chunk,
+      remat=self.remat,
       dtype=self.dtype,
       name='encoder',
     )(x, train=train)

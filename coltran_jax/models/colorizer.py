@@ -30,6 +30,7 @@ class OuterDecoder(nn.Module):
   skip: bool
   conditioning: layers.Conditioning
   dropout: float = 0.0
+  remat: bool = False
   dtype: str = 'float32'
 
   def setup(self):
@@ -38,7 +39,7 @@ class OuterDecoder(nn.Module):
     self.column_block = [self._make('column') for _ in range(self.num_layers)]
 
   def _make(self, axis):
-    return axial.AxialBlock(
+    return axial.block_class(self.remat)(
       features=self.features,
       mlp_features=self.mlp_features,
       num_heads=self.num_heads,
@@ -68,8 +69,7 @@ class OuterDecoder(nn.Module):
       x = x + z
     for row, column in self._pairs():
       for block in (row, column):
-        norms = block.condition_norms(z)
-        x = block(x, block.condition(z), norms, train=train)
+        x = block(x, z, z, train)
     return jnp.pad(x, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]  # Shift down.
 
   def row_inputs(self, embedded, z, index):
@@ -86,7 +86,8 @@ class OuterDecoder(nn.Module):
   def row_step(self, layer, x, condition, norms):
     """Returns x [W, D] after a layer's row block; see `column_step`."""
     condition = jax.tree.map(lambda c: c[None, None], condition)
-    return self.row_block[layer](x[None, None], condition, norms)[0, 0]
+    block = self.row_block[layer]
+    return block.apply_conditions(x[None, None], condition, norms)[0, 0]
 
   def column_step(self, layer, x, condition, norms, cache, index):
     """Returns (x [W, D], cache) after a layer's column block.
@@ -111,12 +112,13 @@ class InnerDecoder(nn.Module):
   skip: bool
   conditioning: layers.Conditioning
   dropout: float = 0.0
+  remat: bool = False
   dtype: str = 'float32'
 
   def setup(self):
     self.position = layers.PositionEmbedding(self.resolution, self.features)
     self.block = [
-      axial.AxialBlock(
+      axial.block_class(self.remat)(
         features=self.features,
         mlp_features=self.mlp_features,
         num_heads=self.num_heads,
@@ -144,8 +146,7 @@ class InnerDecoder(nn.Module):
     contexts = jnp.concatenate([z, context], axis=-1)  # [B, H, W, 2D]
     # The norms see z alone: an average of the context would leak the future.
     for block in self.block:
-      norms = block.condition_norms(z)
-      x = block(x, block.condition(contexts), norms, train=train)
+      x = block(x, contexts, z, train)
     return x
 
   def row(self, context, z, index):
@@ -196,7 +197,7 @@ class Colorizer(nn.Module):
   `conditional_attention`: which of queries, keys and values ('qkv') are
   conditioned; `parallel_head`: whether the encoder also predicts all colours
   at once (the auxiliary loss of section 3). `encoder_chunk` bounds memory, see
-  `axial.AxialEncoder`. Defaults are the paper's.
+  `axial.AxialEncoder`; `remat` that of training, see `axial.block_class`. Defaults are the paper's.
   """
 
   resolution: tuple[int, int] = (64, 64)
@@ -222,6 +223,7 @@ class Colorizer(nn.Module):
   dropout: float = 0.0
   encoder_dropout: float = 0.0
   encoder_chunk: int | None = None
+  remat: bool = False
   dtype: str = 'float32'
 
   @property
@@ -240,6 +242,7 @@ class Colorizer(nn.Module):
       resolution=self.resolution,
       dropout=self.encoder_dropout,
       chunk=self.encoder_chunk,
+      remat=self.remat,
       dtype=self.dtype,
     )
     if self.parallel_head:
@@ -265,6 +268,7 @@ class Colorizer(nn.Module):
         attention_activation=self.conditional_attention_activation,
       ),
       'dropout': self.dropout,
+      'remat': self.remat,
       'dtype': self.dtype,
     }
     self.outer_decoder = OuterDecoder(
