@@ -14,6 +14,7 @@ import shutil
 import zlib
 
 import flax.traverse_util
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -28,20 +29,37 @@ class CheckpointError(ValueError):
 def fingerprint(params):
   """Returns 8 hex digits that change with any bit, name or shape in params.
 
-  orbax restores flipped bits in silence; this tells. The words of each array
-  are mixed, then summed mod 2^32, each times an odd number that its position
-  gives.
+  orbax restores flipped bits in silence; this tells.
   """
+  flat = flax.traverse_util.flatten_dict(params)
+  return combine({path: (leaf, digest(leaf)) for path, leaf in flat.items()})
+
+
+def digest(array, xp=np):
+  """Returns uint32 []: the words of an array mixed, then summed mod 2^32.
+
+  Each is taken times an odd number that its position gives. xp: numpy, or
+  jax.numpy under jit, where the sum is the same over any number of devices.
+  """
+  array = xp.atleast_1d(array)
+  words = array.view(np.dtype(f'u{min(array.dtype.itemsize, 4)}'))
+  words = words.astype(np.uint32)
+  words ^= words >> np.uint32(15)  # Else top bits of two words could cancel.
+  # By axes, not raveled: a sharded array stays where it is.
+  position = xp.zeros(words.shape, np.uint32)
+  for axis, length in enumerate(words.shape):
+    shape = [-1 if i == axis else 1 for i in range(words.ndim)]
+    index = xp.arange(length, dtype=np.uint32).reshape(shape)
+    position = position * np.uint32(length) + index
+  odd = position * np.uint32(2654435762) + np.uint32(1)
+  return xp.sum(words * odd, dtype=np.uint32)
+
+
+def combine(digests):
+  """Returns the fingerprint of {path tuple: (array, its digest)}."""
   total = 0
-  for path, leaf in sorted(flax.traverse_util.flatten_dict(params).items()):
-    leaf = np.ascontiguousarray(leaf)
-    words = leaf.view(np.dtype(f'u{min(leaf.dtype.itemsize, 4)}')).ravel()
-    words = words.astype(np.uint32)
-    words ^= words >> np.uint32(15)  # Else top bits of two words could cancel.
-    odd = np.arange(words.size, dtype=np.uint32) * np.uint32(2654435762)
-    odd += np.uint32(1)
-    digest = int(np.sum(words * odd, dtype=np.uint32))
-    label = f'{"/".join(path)} {leaf.shape} {leaf.dtype} {digest}'
+  for path, (leaf, digest) in sorted(digests.items()):
+    label = f'{"/".join(path)} {leaf.shape} {leaf.dtype} {int(digest)}'
     total = zlib.crc32(label.encode(), total)
   return f'{total:08x}'
 
@@ -133,22 +151,8 @@ def load(directory):
   path = folder / 'params'
   if not path.is_dir():
     raise CheckpointError(f'{path} is missing')
-  logging.getLogger('absl').setLevel(logging.ERROR)
   try:
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-      metadata = checkpointer.metadata(path).item_metadata
-      if metadata is None:
-        raise CheckpointError('no orbax metadata, or damaged')
-      tree = metadata.tree
-      arguments = flax.traverse_util.unflatten_dict(
-        {
-          key: ocp.RestoreArgs(restore_type=np.ndarray)
-          for key in flax.traverse_util.flatten_dict(tree)
-        }
-      )
-      params = checkpointer.restore(
-        path, ocp.args.PyTreeRestore(restore_args=arguments)
-      )
+    params = read_arrays(path)
   except Exception as error:  # orbax and tensorstore raise many kinds.
     raise CheckpointError(f'{path} cannot be read: {_line(error)}') from error
   actual = fingerprint(params)
@@ -159,6 +163,33 @@ def load(directory):
       'download them again'
     )
   return config, params
+
+
+def read_arrays(path, names=None):
+  """Returns the tree of numpy arrays in an orbax folder.
+
+  names: of the top level, the only ones to read; None for all. Raises what
+  orbax and tensorstore raise, which is of many kinds.
+  """
+  logging.getLogger('absl').setLevel(logging.ERROR)
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    metadata = checkpointer.metadata(path).item_metadata
+    if metadata is None:
+      raise CheckpointError('no orbax metadata, or damaged')
+    tree = {
+      key: node
+      for key, node in metadata.tree.items()
+      if names is None or key in names
+    }
+    arguments = jax.tree.map(
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
+    )
+    return checkpointer.restore(
+      path,
+      ocp.args.PyTreeRestore(
+        item=tree, restore_args=arguments, partial_restore=True
+      ),
+    )
 
 
 def check_shapes(directory, params, expected):

@@ -5,9 +5,10 @@ import logging
 import math
 import os
 import pathlib
+import signal
 import sys
 
-EXIT_FAILED, EXIT_USAGE, EXIT_WEIGHTS = 1, 2, 3
+EXIT_FAILED, EXIT_USAGE, EXIT_WEIGHTS, EXIT_RESUME = 1, 2, 3, 42
 _log = logging.getLogger('coltran')
 
 
@@ -133,6 +134,70 @@ def _parser():
   )
   add.add_argument('-q', '--quiet', action='store_true', help='errors only')
   add.set_defaults(run=_convert)
+
+  add = commands.add_parser(
+    'train',
+    help='train a model',
+    description='Train a model as a config says, from the newest checkpoint in '
+    'the working directory on. SIGTERM or Ctrl-C saves and exits with 42: the '
+    'same command goes on.',
+  )
+  add.add_argument(
+    '--config', required=True, metavar='FILE[:ARG]', help='of configs/'
+  )
+  add.add_argument(
+    '--workdir', required=True, metavar='DIR', help='checkpoints and logs'
+  )
+  add.add_argument(
+    '--data_dir',
+    '--data-dir',
+    metavar='DIR',
+    default=os.environ.get('COLTRAN_DATA'),
+    help='of the data sets that `coltran prepare` made (default: $COLTRAN_DATA)',
+  )
+  add.add_argument(
+    '--set',
+    action='append',
+    default=[],
+    metavar='KEY=VALUE',
+    help='change the config, as in --set optimizer.learning_rate=1e-4',
+  )
+  add.add_argument(
+    '--change-config',
+    action='store_true',
+    help='go on with a run that was started with another config',
+  )
+  add.add_argument(
+    '--profile',
+    action='store_true',
+    help='write a trace of a few steps to WORKDIR/profile',
+  )
+  add.add_argument(
+    '--coordinator',
+    metavar='HOST:PORT',
+    help='of process 0, with --num-processes and --process-id, where nothing '
+    'else tells the processes of each other (TPU, GKE and Slurm do)',
+  )
+  add.add_argument('--num-processes', type=_count)
+  add.add_argument('--process-id', type=int)
+  add.add_argument('-q', '--quiet', action='store_true', help='errors only')
+  add.set_defaults(run=_train)
+
+  add = commands.add_parser(
+    'export',
+    help='make weights of a training run',
+    description='Write the averaged weights of a run as a checkpoint directory '
+    'that `coltran colorize --weights` takes; stages join others there.',
+  )
+  add.add_argument('workdir', metavar='WORKDIR')
+  add.add_argument('output', metavar='OUT_DIR')
+  add.add_argument(
+    '--step',
+    type=_count,
+    help='of a checkpoint (default: that with the lowest evaluation loss)',
+  )
+  add.add_argument('-q', '--quiet', action='store_true', help='errors only')
+  add.set_defaults(run=_export)
   return parser
 
 
@@ -189,6 +254,69 @@ def _convert(args):
   missing = sorted(set(models.MODELS) - set(stages))
   if len(stages) > 1 and missing:
     _log.warning('%s has no %s', args.source, ', '.join(missing))
+  return 0
+
+
+def _train(args):
+  import jax
+
+  from coltran_jax import configuration, distributed
+
+  processes = (args.coordinator, args.num_processes, args.process_id)
+  if None in processes and processes != (None,) * 3:
+    return _fail(
+      '--coordinator, --num-processes and --process-id go together', EXIT_USAGE
+    )
+  try:
+    config = configuration.load(args.config, args.set)
+  except configuration.ConfigError as error:
+    return _fail(error, EXIT_USAGE)
+  if not args.data_dir:
+    return _fail(
+      'no data: give --data_dir DIR (made by `coltran prepare`)', EXIT_USAGE
+    )
+  _cache_compilations(jax)
+  distributed.initialize(*processes)  # Before anything asks for a device.
+  signal.signal(signal.SIGINT, _terminate_once)
+
+  from coltran_jax import checkpoint, train
+  from coltran_jax.data import sources
+
+  try:
+    train.train_and_evaluate(
+      config,
+      args.workdir,
+      args.data_dir,
+      profile=args.profile,
+      change_config=args.change_config,
+    )
+  except train.Preempted as notice:
+    return _fail(f'{notice}; the same command goes on', EXIT_RESUME)
+  except configuration.ConfigError as error:
+    return _fail(error, EXIT_USAGE)
+  except checkpoint.CheckpointError as error:
+    return _fail(error, EXIT_WEIGHTS)
+  except (train.RunError, sources.DataError) as error:
+    return _fail(error, EXIT_FAILED)
+  return 0
+
+
+def _terminate_once(number, frame):
+  """Makes Ctrl-C a SIGTERM, which saves; a second one stops at once."""
+  del number, frame
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  print('saving; press Ctrl-C again to stop at once', file=sys.stderr)
+  signal.raise_signal(signal.SIGTERM)
+
+
+def _export(args):
+  from coltran_jax import checkpoint, export, run_directory
+
+  try:
+    name, step = export.export(args.workdir, args.output, args.step)
+  except (run_directory.RunError, checkpoint.CheckpointError) as error:
+    return _fail(error, EXIT_WEIGHTS)
+  _log.info('%s/%s: step %d of %s', args.output, name, step, args.workdir)
   return 0
 
 

@@ -11,6 +11,7 @@ MODELS = {
   'color_upsampler': color_upsampler.ColorUpsampler,
   'spatial_upsampler': spatial_upsampler.SpatialUpsampler,
 }
+_COLLECTIONS = ('batch_stats',)
 _LARGEST = 1 << 16  # Of any size; layers are fewer.
 _MOST_LAYERS = 256
 
@@ -66,13 +67,38 @@ def _fields(model):
   return [f for f in model.__dataclass_fields__ if f not in ('parent', 'name')]
 
 
-def parameter_shapes(model):
-  """Returns {parameter path: shape} of a model, without computing anything."""
-  picture = jax.ShapeDtypeStruct((1, *model.resolution), jnp.int32)
+def resolution(model):
+  """Returns the (height, width) that a model works at, None for any."""
+  return getattr(model, 'resolution', None)
+
+
+def init(model, rng):
+  """Returns fresh variables {'params': ..., other collections} of a model."""
+  picture = jnp.zeros((1, *model.resolution), jnp.int32)
   inputs = [picture, picture]
   if not isinstance(model, colorizer.Colorizer):
-    inputs.append(jax.ShapeDtypeStruct((1,), jnp.int32))
-  tree = jax.eval_shape(model.init, jax.random.key(0), *inputs)['params']
+    inputs.append(jnp.zeros((1,), jnp.int32))
+  return model.init(rng, *inputs)
+
+
+def join(variables):
+  """Returns the one tree of a checkpoint: parameters, and other collections
+  under their names beside them."""
+  variables = dict(variables)
+  return {**variables.pop('params'), **variables}
+
+
+def split(tree):
+  """Returns variables {'params': ..., other collections} of such a tree."""
+  params = {k: v for k, v in tree.items() if k not in _COLLECTIONS}
+  return {'params': params} | {
+    name: tree[name] for name in _COLLECTIONS if name in tree
+  }
+
+
+def parameter_shapes(model):
+  """Returns {path: shape} of that tree, without computing anything."""
+  tree = jax.eval_shape(lambda key: join(init(model, key)), jax.random.key(0))
   return {
     path: leaf.shape
     for path, leaf in flax.traverse_util.flatten_dict(tree).items()

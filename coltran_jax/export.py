@@ -1,0 +1,30 @@
+"""A training run -> the checkpoint directory that `coltran colorize` takes."""
+
+from coltran_jax import checkpoint, models, run_directory
+
+
+def export(workdir, directory, step=None):
+  """Returns (stage, step) of the averaged weights written to DIRECTORY/STAGE.
+
+  Args:
+    workdir: of the run.
+    directory: created if need be; other stages in it stay.
+    step: of a checkpoint; None takes the one with the lowest evaluation loss.
+
+  Raises:
+    RunError: no run, no such checkpoint, or it is damaged.
+    CheckpointError: the directory has this stage, or cannot be written.
+  """
+  config, step, params, collections = run_directory.load_weights(workdir, step)
+  name = config['name']
+  model = models.build(name, config['model'])
+  checkpoint.save(
+    directory,
+    name,
+    models.arguments_of(model),
+    models.join({'params': params, **collections}),
+    f'trained on {config["data"]["name"]} for {step} steps of '
+    f'{config["batch_size"]} pictures, moving average',
+  )
+  checkpoint.write_model_card(directory)
+  return name, step

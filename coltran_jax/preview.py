@@ -1,0 +1,73 @@
+"""A sheet of what a model makes of some pictures: gray, sampled, truth."""
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from coltran_jax import color, image, losses, sampling
+from coltran_jax.data import input_pipeline
+
+_LEAST = 128  # Side of a cell in pixels, so that a person sees something.
+
+
+def sheet(trainer, variables, source):
+  """Returns a sheet uint8 [H, W, 3] of a source's first pictures.
+
+  Call it on all processes; they get the same.
+  """
+  config = trainer.config
+  count = min(config.sample_pictures, len(source))
+  pictures = next(
+    input_pipeline.eval_batches(
+      source, sizes=tuple(config.data.sizes), batch_size=count, limit=count
+    )
+  )['image']
+  if jax.process_count() > 1:
+    variables = multihost_utils.process_allgather(variables, tiled=True)
+  else:
+    variables = jax.device_put(variables, jax.devices()[0])
+  made = MAKERS[config.name](
+    trainer.model, variables, pictures, config.loss.to_dict()
+  )
+  gray = np.asarray(color.to_gray(pictures))[..., None].astype(np.uint8)
+  enlarge = max(1, _LEAST // pictures.shape[1])
+  cells = [
+    one.repeat(enlarge, 0).repeat(enlarge, 1)
+    for triple in zip(gray, made, pictures, strict=True)
+    for one in triple
+  ]
+  return image.contact_sheet(
+    cells, columns=3 * max(1, round((count / 3) ** 0.5))
+  )
+
+
+def _colorizer(model, variables, pictures, options):
+  del options
+  keys = jax.random.split(jax.random.key(0), len(pictures))
+  drawn = sampling.sample(
+    model, variables['params'], color.to_gray(pictures), keys
+  )
+  return np.asarray(color.from_codes(drawn.codes))
+
+
+def _color_upsampler(model, variables, pictures, options):
+  del options
+  return _upsampled(model, variables, pictures, color.to_symbols(pictures))
+
+
+def _spatial_upsampler(model, variables, pictures, options):
+  symbols = losses.blurred(pictures, **options)
+  return _upsampled(model, variables, pictures, symbols)
+
+
+def _upsampled(model, variables, pictures, symbols):
+  gray = color.to_gray(pictures)
+  params = variables['params']
+  return np.asarray(sampling.upsample(model, params, gray, symbols))
+
+
+MAKERS = {
+  'colorizer': _colorizer,
+  'color_upsampler': _color_upsampler,
+  'spatial_upsampler': _spatial_upsampler,
+}

@@ -1,0 +1,280 @@
+"""What a training run keeps on disk: its config, its checkpoints.
+
+    WORKDIR/config.json         the config it was started with
+    WORKDIR/checkpoints/STEP/   orbax: state, and meta (JSON)
+    WORKDIR/metrics.jsonl       see `run_log`
+    WORKDIR/samples/STEP.png
+
+A checkpoint appears whole or not at all (orbax writes beside and renames). Its
+meta holds a fingerprint of the state, since orbax restores flipped bits in
+silence; a damaged checkpoint is passed over, loudly, for the next older one.
+"""
+
+import json
+import logging
+import pathlib
+
+import flax.serialization
+import flax.traverse_util
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from coltran_jax import checkpoint, configuration
+
+_log = logging.getLogger('coltran')
+
+
+class RunError(RuntimeError):
+  """A run that cannot start or go on; says why, and what to do."""
+
+
+def fingerprints(tree):
+  """Returns {part: fingerprint} of the top level of a state as a dict.
+
+  The same on any number of devices and hosts. Waits for the arrays.
+  """
+  flat = flax.traverse_util.flatten_dict(tree)
+  digests = _digests(flat)
+  parts = {}
+  for path, leaf in flat.items():
+    parts.setdefault(path[0], {})[path] = (leaf, digests[path])
+  return {part: checkpoint.combine(leaves) for part, leaves in parts.items()}
+
+
+@jax.jit
+def _digests(leaves):
+  return {path: checkpoint.digest(x, jax.numpy) for path, x in leaves.items()}
+
+
+class RunDirectory:
+  """The checkpoints of one run; a context manager that finishes all writing.
+
+  Args:
+    workdir: created if need be.
+    config: the run's config.
+    data_fingerprint: of the data set, kept in every checkpoint.
+    change_config: go on although the config differs from the run's own.
+
+  Raises RunError if the directory is another run's, or cannot be written.
+  """
+
+  def __init__(self, workdir, config, data_fingerprint, change_config=False):
+    self.path = pathlib.Path(workdir).absolute()
+    self._config = configuration.to_dict(config)
+    self._data_fingerprint = data_fingerprint
+    self._change_config = change_config
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+      self._check_config(change_config)
+      self._manager = _manager(self.path, keep=config.keep)
+    except (OSError, ValueError) as error:
+      raise RunError(f'{self.path}: {error}') from error
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, error, trace):
+    if kind is None:
+      self.finish()
+    self._manager.close()
+
+  def _check_config(self, change_config):
+    file = self.path / 'config.json'
+    if file.exists():
+      try:
+        old = json.loads(file.read_text(encoding='utf-8'))
+      except ValueError as error:
+        raise RunError(f'{file} cannot be read: {error}') from error
+      lines = configuration.differences(old, self._config)
+      if lines and not change_config:
+        raise RunError(
+          f'{self.path} is a run with another config ({"; ".join(lines)}); '
+          'choose another --workdir, or go on with --change-config'
+        )
+      if not lines:
+        return
+    if jax.process_index() == 0:
+      beside = file.with_suffix('.incomplete')
+      beside.write_text(json.dumps(self._config, indent=2) + '\n', 'utf-8')
+      beside.rename(file)
+
+  def save(self, step, state, notes, metric=None):
+    """Starts to write a checkpoint; the state may be donated at once.
+
+    notes: JSON-ready dict that `restore` returns. metric: of an evaluation at
+    this step, lower is better; the best checkpoint is kept.
+
+    Raises RunError if this or the last one cannot be written.
+    """
+    if step in self._manager.all_steps():
+      return
+    tree = flax.serialization.to_state_dict(state)
+    meta = {
+      'step': step,
+      'fingerprints': fingerprints(tree),
+      'config': self._config,
+      'data_fingerprint': self._data_fingerprint,
+      'notes': notes,
+    }
+    try:
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(tree),
+          meta=ocp.args.JsonSave(meta),
+        ),
+        metrics=None if metric is None else {'loss': metric},
+        force=True,
+      )
+    except Exception as error:  # orbax and tensorstore raise many kinds.
+      raise self._save_error(error) from error
+
+  def finish(self):
+    """Waits until all is written; RunError if something could not be."""
+    try:
+      self._manager.wait_until_finished()
+      self._manager.check_for_errors()
+    except Exception as error:
+      raise self._save_error(error) from error
+
+  def _save_error(self, error):
+    steps = sorted(self._manager.all_steps(read=True))
+    intact = f'intact: {", ".join(map(str, steps))}' if steps else 'none before'
+    return RunError(
+      f'cannot write a checkpoint to {self.path}: {first_line(error)} '
+      f'(checkpoints {intact}); make room and start again to go on'
+    )
+
+  def restore(self, shapes):
+    """Returns (state, notes) of the newest sound checkpoint, or None.
+
+    shapes: the state as ShapeDtypeStructs with shardings: of any mesh.
+
+    Raises RunError if there are checkpoints but none is sound, or if one
+    belongs to another data set or another config.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for step in steps:
+      try:
+        state, meta = self._restore_step(step, shapes)
+      except Exception as error:  # orbax and tensorstore raise many kinds.
+        if isinstance(error, RunError):
+          raise
+        _log.error(
+          'checkpoint %d of %s is damaged, taking the one before it: %s',
+          step,
+          self.path,
+          first_line(error),
+        )
+        continue
+      for damaged in steps[: steps.index(step)]:
+        # Else the run could not save this step again.
+        self._manager.delete(damaged)
+      return state, meta['notes']
+    if steps:
+      raise RunError(
+        f'none of the checkpoints {sorted(steps)} in {self.path} can be read'
+      )
+    return None
+
+  def _restore_step(self, step, shapes):
+    meta = self._manager.restore(
+      step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+    )['meta']
+    same_data = meta['data_fingerprint'] == self._data_fingerprint
+    if not (same_data or self._change_config):
+      raise RunError(
+        f'{self.path} was trained on another data set '
+        f'({meta["data_fingerprint"]}, now {self._data_fingerprint}); '
+        'go on with --change-config'
+      )
+    tree = flax.serialization.to_state_dict(shapes)
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(state=ocp.args.StandardRestore(tree)),
+    )['state']
+    _check_fingerprints(restored, meta)
+    return flax.serialization.from_state_dict(shapes, restored), meta
+
+
+def _check_fingerprints(tree, meta):
+  """Raises ValueError unless all parts in tree are as they were saved."""
+  for part, actual in fingerprints(tree).items():
+    if actual != meta['fingerprints'][part]:
+      raise ValueError(f'{part} changed on disk')
+
+
+def _manager(path, keep, read_only=False):
+  preserve = policies.AnyPreservationPolicy(
+    [
+      policies.LatestN(keep),
+      policies.BestN(
+        # Ascending, the last n are kept: the lowest loss must come last.
+        get_metric_fn=lambda metrics: -metrics['loss'],
+        n=1,
+        keep_checkpoints_without_metrics=False,
+      ),
+    ]
+  )
+  return ocp.CheckpointManager(
+    path / 'checkpoints',
+    options=ocp.CheckpointManagerOptions(
+      create=not read_only,
+      read_only=read_only,
+      preservation_policy=None if read_only else preserve,
+      cleanup_tmp_directories=not read_only,
+    ),
+    item_names=('state', 'meta'),
+    item_handlers={
+      'state': ocp.StandardCheckpointHandler(),
+      'meta': ocp.JsonCheckpointHandler(),
+    },
+  )
+
+
+def load_weights(workdir, step=None):
+  """Returns (config dict, step, ema_params, collections) of a run, as numpy.
+
+  step: of a checkpoint; None: that with the lowest evaluation loss, the newest
+  where none was evaluated.
+
+  Raises RunError if there is no run or no such checkpoint, or it is damaged.
+  """
+  path = pathlib.Path(workdir).absolute()
+  if not (path / 'checkpoints').is_dir():
+    raise RunError(f'{path} is no training run: it has no checkpoints')
+  with _manager(path, keep=1, read_only=True) as manager:
+    steps = sorted(manager.all_steps())
+    if not steps:
+      raise RunError(f'{path} has no finished checkpoint')
+    if step is None:
+      step = _best(manager, steps)
+    if step not in steps:
+      raise RunError(f'{path} has no checkpoint {step}; there are {steps}')
+    try:
+      args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+      meta = manager.restore(step, args=args)['meta']
+      folder = path / 'checkpoints' / str(step) / 'state'
+      tree = checkpoint.read_arrays(folder, ('ema_params', 'collections'))
+      _check_fingerprints(tree, meta)
+    except Exception as error:  # orbax and tensorstore raise many kinds.
+      raise RunError(
+        f'checkpoint {step} of {path} cannot be read: {first_line(error)}'
+      ) from error
+  return meta['config'], step, tree['ema_params'], tree.get('collections', {})
+
+
+def _best(manager, steps):
+  losses = {}
+  for step in steps:
+    metrics = manager.metrics(step)
+    if metrics:
+      losses[metrics['loss']] = step
+  return losses[min(losses)] if losses else steps[-1]
+
+
+def first_line(error):
+  """Returns what an error says first, for a message of one line."""
+  lines = str(error).strip().splitlines()
+  return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,76 @@
+"""Losses: what they compare, which pictures and channels they count."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import training
+
+from coltran_jax import image, losses, models
+
+
+def loss_of(stage, batch, train, **options):
+  trainer = training.trainer(stage)
+  variables = models.init(trainer.model, jax.random.key(1))
+  return trainer.loss(
+    trainer.model,
+    variables,
+    batch,
+    train=train,
+    rngs={'dropout': jax.random.key(0)} if train else None,
+    frozen={},
+    **options,
+  )
+
+
+def test_bits_per_dim_of_a_uniform_guess_is_the_log_of_the_symbols():
+  logits = jnp.zeros((2, 3, 3, 512))
+  bits = losses.bits_per_dim(logits, jnp.ones((2, 3, 3), jnp.int32))
+  np.testing.assert_allclose(bits, [9, 9], rtol=1e-6)
+
+
+@pytest.mark.parametrize('size, low', [(16, 4), (12, 3), (64, 64), (96, 32)])
+def test_blurred_is_the_area_resize_down_and_up(size, low):
+  rng = np.random.default_rng(0)
+  pictures = rng.integers(0, 256, (3, size, size, 3), np.uint8)
+  expected = [
+    image.resize(image.resize(one, low, low), size, size) for one in pictures
+  ]
+  np.testing.assert_array_equal(losses.blurred(pictures, low), expected)
+
+
+def test_blurred_refuses_a_size_that_does_not_divide():
+  with pytest.raises(ValueError, match='5 does not divide 16x16'):
+    losses.blurred(np.zeros((1, 16, 16, 3), np.uint8), 5)
+
+
+def test_the_colorizers_loss_is_the_weighted_sum_of_its_two_heads():
+  batch = training.batch(training.config())
+  loss, metrics, updates = loss_of('colorizer', batch, train=False)
+  own, parallel = metrics['bits_per_dim'], metrics['parallel_bits_per_dim']
+  np.testing.assert_allclose(loss, 0.99 * own + 0.01 * parallel, rtol=1e-6)
+  assert updates == {}
+
+
+@pytest.mark.parametrize('stage', training.STAGES[1:])
+def test_an_upsampler_is_evaluated_on_the_mean_of_what_it_is_trained_on(stage):
+  batch = training.batch(training.config(stage))
+  loss, _, _ = loss_of(stage, batch, train=False)
+  count = len(batch['image'])
+  channels = [
+    loss_of(stage, batch | {'channel': jnp.full((count,), c)}, train=True)[0]
+    for c in range(3)
+  ]
+  np.testing.assert_allclose(loss, np.mean(channels, axis=0), rtol=1e-5)
+  assert np.abs(channels[0] - channels[1]).min() > 0
+
+
+@pytest.mark.parametrize('stage', training.STAGES)
+def test_a_pictures_loss_depends_on_no_other_picture(stage):
+  batch = training.batch(training.config(stage))
+  run = jax.jit(functools.partial(loss_of, stage, train=False))
+  whole, _, _ = run(batch)
+  batch['image'][1:] = 0
+  np.testing.assert_allclose(run(batch)[0][0], whole[0], rtol=1e-6)

@@ -1,0 +1,463 @@
+"""Training steps against the recorded ones; one device equals many; runs."""
+
+import functools
+import logging
+
+import conftest
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import training
+
+import coltran_jax
+from coltran_jax import (
+  checkpoint,
+  cli,
+  configuration,
+  export,
+  losses,
+  models,
+  run_directory,
+  sharding,
+  train,
+  train_state,
+)
+from coltran_jax.convert import names
+from coltran_jax.data import sources
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory):
+  return training.make_data(tmp_path_factory.mktemp('data'))
+
+
+@pytest.fixture
+def preempt_after(monkeypatch):
+  """Returns a function that makes the next run be told to stop at a step."""
+
+  def set_step(step):
+    monkeypatch.setattr(
+      train.multihost_utils,
+      'reached_preemption_sync_point',
+      lambda now: now == step,
+    )
+
+  return set_step
+
+
+def distance(tree, expected):
+  """Global norm of a difference, relative to that of what is expected."""
+  norm = train.optax.global_norm
+  difference = jax.tree.map(lambda a, b: np.asarray(a) - b, tree, expected)
+  return float(norm(difference) / norm(expected))
+
+
+@pytest.mark.parametrize('stage', training.STAGES)
+def test_six_steps_equal_the_recorded_ones(stage):
+  recorded = conftest.recorded(f'train_{stage}')
+  options = {'low_resolution': 4} if stage == 'spatial_upsampler' else {}
+  loss = functools.partial(losses.LOSSES[stage], **options)
+  optimizer, _ = train_state.make_optimizer('rmsprop', 3e-4, 6)
+  step = jax.jit(train.make_train_step(recorded.model, loss, optimizer, 0.9))
+  state = train_state.create({'params': recorded.params}, optimizer)
+  for k, expected in enumerate(recorded['total_loss']):
+    batch = {
+      'image': recorded[f'batch{k}:rgb'].astype(np.uint8),
+      'channel': recorded[f'batch{k}:channel_index'],
+    }
+    state, metrics = step(state, batch, jax.random.key(0), {})
+    np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-4)
+    np.testing.assert_allclose(
+      metrics['bits_per_dim'], recorded['loss'][k], rtol=1e-4
+    )
+    if stage == 'colorizer':
+      expected = recorded['encoder_loss'][k]
+      np.testing.assert_allclose(
+        metrics['parallel_bits_per_dim'], expected, rtol=1e-4
+      )
+  for prefix, tree in (('final', state.params), ('ema', state.ema_params)):
+    paths = names.reference_names(stage, recorded.model)
+    for name, path in paths.items():
+      actual = functools.reduce(lambda node, part: node[part], path, tree)
+      expected = recorded[f'{prefix}:{name}']
+      error = np.linalg.norm(np.asarray(actual) - expected)
+      assert error <= 1e-4 * np.linalg.norm(expected), (prefix, name)
+    assert len(paths) == len(jax.tree.leaves(tree))
+
+
+def gradients(stage, data, fsdp, **changes):
+  """Gradients of a first step on a mesh, and what they have in metrics."""
+  mesh = jax.make_mesh(
+    (data, fsdp),
+    sharding.AXES,
+    axis_types=(jax.sharding.AxisType.Auto,) * 2,
+    devices=jax.devices()[: data * fsdp],
+  )
+  config = training.config(stage, **changes)
+  trainer = train.Trainer(config, mesh)
+  state = trainer.create_state()
+  run = jax.jit(
+    train.make_gradients(trainer.model, trainer.loss, config.accumulate)
+  )
+  batch = sharding.to_devices(mesh, training.batch(config))
+  out, metrics, _ = run(state.variables, batch, trainer.rng, {})
+  return jax.device_get((out, metrics))
+
+
+@pytest.mark.parametrize('stage', training.STAGES)
+def test_gradients_on_every_mesh_equal_those_of_one_device(stage):
+  expected, metrics = gradients(stage, 1, 1)
+  for shape in ((8, 1), (4, 2), (2, 4)):
+    actual, on_mesh = gradients(stage, *shape)
+    assert distance(actual, expected) < 1e-6, shape
+    np.testing.assert_allclose(on_mesh['loss'], metrics['loss'], rtol=1e-6)
+
+
+@pytest.mark.parametrize('stage', training.STAGES)
+def test_an_accumulated_batch_equals_the_whole_one(stage):
+  expected, metrics = gradients(stage, 1, 1)
+  actual, in_parts = gradients(stage, 2, 1, accumulate=4)
+  assert distance(actual, expected) < 1e-6
+  np.testing.assert_allclose(in_parts['loss'], metrics['loss'], rtol=1e-6)
+
+
+def test_rematerialised_blocks_give_the_same_gradients():
+  expected, _ = gradients('colorizer', 1, 1)
+  actual, _ = gradients('colorizer', 1, 1, model__remat=True)
+  assert distance(actual, expected) < 1e-6
+
+
+def test_rematerialised_blocks_take_less_memory():
+  kept = {}
+  for remat in (False, True):
+    config = training.config(
+      model__remat=remat,
+      model__resolution=(32, 32),
+      model__num_encoder_layers=6,
+      data__sizes=(32,),
+    )
+    compiled = train.Trainer(config, sharding.make_mesh(1)).compile()
+    kept[remat] = compiled.memory_analysis().temp_size_in_bytes
+  assert kept[True] < 0.6 * kept[False]
+
+
+def test_bfloat16_trains_float32_parameters():
+  changes = {'model__dtype': 'bfloat16'}
+  expected, _ = gradients('colorizer', 1, 1)
+  actual, _ = gradients('colorizer', 1, 1, **changes)
+  assert {leaf.dtype for leaf in jax.tree.leaves(actual)} == {'float32'}
+  assert 0 < distance(actual, expected) < 0.1
+
+
+def test_padding_does_not_count_in_an_evaluation():
+  trainer = training.trainer('color_upsampler')
+  state = trainer.create_state()
+  pictures = training.batch(trainer.config)['image']
+  whole = [{'image': pictures, '_mask': np.ones(8, bool)}]
+  noise = pictures[::-1].copy()
+  noise[:5] = pictures[:5]
+  padded = [
+    {'image': noise, '_mask': np.arange(8) < 5},
+    {'image': pictures, '_mask': np.arange(8) >= 5},
+  ]
+  expected = trainer.evaluate(state.variables, whole)
+  actual = trainer.evaluate(state.variables, padded)
+  assert expected.keys() == {'loss', 'bits_per_dim'}
+  np.testing.assert_allclose(actual['loss'], expected['loss'], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'batch_size': 12}, 'batch_size 12 cannot be split over 8'),
+    ({'accumulate': 2}, 'over 8 devices in 2 parts'),
+    ({'eval_batch_size': 3}, 'eval_batch_size 3'),
+    ({'data__sizes': (32, 16)}, r'ends in 16, the model works at \(8, 8\)'),
+    ({'mesh__fsdp': 3}, 'there are 8 devices'),
+    ({'model__num_heads': 0}, 'num_heads'),
+    ({'optimizer__name': 'sgd'}, 'sgd'),
+    ({'loss__weight': 1.0}, 'weight'),
+  ],
+)
+def test_a_config_that_cannot_be_trained_is_refused(changes, message):
+  with pytest.raises(configuration.ConfigError, match=message):
+    train.Trainer(training.config(**changes))
+
+
+def test_a_run_that_is_stopped_and_goes_on_is_the_undisturbed_run(
+  tmp_path, data_dir, preempt_after
+):
+  config = training.config()
+  train.train_and_evaluate(config, tmp_path / 'whole', data_dir)
+  expected = training.lines(tmp_path / 'whole')
+  assert [line['step'] for line in expected if line['kind'] == 'eval'] == [
+    *(10, 20)
+  ]
+  for stop in (7, 13):  # Between lines of the log, and between checkpoints.
+    preempt_after(stop)
+    with pytest.raises(train.Preempted, match=f'step {stop}'):
+      train.train_and_evaluate(config, tmp_path / 'parts', data_dir)
+    assert stop in training.steps(tmp_path / 'parts')
+  preempt_after(None)
+  train.train_and_evaluate(config, tmp_path / 'parts', data_dir)
+  assert training.lines(tmp_path / 'parts') == expected
+  whole, parts = (
+    run_directory.load_weights(tmp_path / name, 20)[2]
+    for name in ('whole', 'parts')
+  )
+  assert checkpoint.fingerprint(whole) == checkpoint.fingerprint(parts)
+  sheets = sorted(p.name for p in (tmp_path / 'parts/samples').iterdir())
+  assert sheets == ['00000010.png', '00000020.png']
+
+
+def damage_by_a_flipped_bit(folder):
+  # Of array data: orbax itself does not see that.
+  largest = max(
+    (p for p in folder.glob('state/**/d/*')), key=lambda p: p.stat().st_size
+  )
+  content = bytearray(largest.read_bytes())
+  content[len(content) // 2] ^= 0x10
+  largest.write_bytes(content)
+
+
+def damage_by_cutting(folder):
+  for path in folder.glob('state/**/d/*'):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def damage_meta(folder):
+  for path in folder.glob('meta/metadata'):
+    path.write_text('{"step": ')
+
+
+DAMAGES = (damage_by_a_flipped_bit, damage_by_cutting, damage_meta)
+
+
+@pytest.mark.parametrize('damage', DAMAGES, ids=lambda d: d.__name__)
+def test_a_damaged_newest_checkpoint_is_passed_over_loudly(
+  tmp_path, damage, caplog
+):
+  trainer = training.trainer('colorizer')
+  state = trainer.create_state()
+  with training.opened(tmp_path, trainer.config) as run:
+    run.save(5, state.replace(step=jnp.int32(5)), {'pending': [1.5]})
+    run.save(10, state.replace(step=jnp.int32(10)), {'pending': []})
+  damage(tmp_path / 'checkpoints/10')
+  with training.opened(tmp_path, trainer.config) as run:
+    with caplog.at_level(logging.ERROR, 'coltran'):
+      restored, notes = run.restore(trainer.state_shapes)
+    assert 'checkpoint 10' in caplog.text
+    assert 'damaged' in caplog.text
+    assert int(restored.step) == 5
+    assert notes == {'pending': [1.5]}
+    run.save(10, state.replace(step=jnp.int32(10)), {'pending': []})
+  with training.opened(tmp_path, trainer.config) as run:
+    assert int(run.restore(trainer.state_shapes)[0].step) == 10
+  damage(tmp_path / 'checkpoints/10')
+  damage(tmp_path / 'checkpoints/5')
+  with (
+    training.opened(tmp_path, trainer.config) as run,
+    pytest.raises(train.RunError, match=r'none of .*\[5, 10\]'),
+  ):
+    run.restore(trainer.state_shapes)
+  with pytest.raises(train.RunError, match='checkpoint 10'):
+    run_directory.load_weights(tmp_path)
+
+
+def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
+  trainer = training.trainer('colorizer')
+  state = trainer.create_state()
+  with training.opened(tmp_path, trainer.config) as run:
+    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, 4.0)):
+      run.save(step, state.replace(step=jnp.int32(step)), {}, metric=loss)
+    run.finish()
+    run.save(6, state.replace(step=jnp.int32(6)), {})
+  assert training.steps(tmp_path) == [2, 4, 5, 6]
+  assert run_directory.load_weights(tmp_path)[1] == 2
+  assert run_directory.load_weights(tmp_path, 6)[1] == 6
+  with pytest.raises(
+    train.RunError, match=r'no checkpoint 3; .*\[2, 4, 5, 6\]'
+  ):
+    run_directory.load_weights(tmp_path, 3)
+
+
+def test_a_state_goes_on_on_fewer_devices(tmp_path):
+  config = training.config()
+  losses_ = []
+  for count in (8, 4, 1):
+    trainer = train.Trainer(config, sharding.make_mesh(data=count))
+    with training.opened(tmp_path, config) as run:
+      restored = run.restore(trainer.state_shapes)
+      state = restored[0] if restored else trainer.create_state()
+      before = run_directory.fingerprints({'params': state.params})
+      step = int(state.step)
+      batch = sharding.to_devices(trainer.mesh, training.batch(config, step))
+      state, metrics = trainer.train_step(state, batch, trainer.rng, {})
+      losses_.append(float(metrics['loss']))
+      run.save(step + 1, state, {'before': before, 'devices': count})
+  trainer = train.Trainer(config, sharding.make_mesh(data=1))
+  state = trainer.create_state()
+  for step, expected in enumerate(losses_):
+    batch = sharding.to_devices(trainer.mesh, training.batch(config, step))
+    state, metrics = trainer.train_step(state, batch, trainer.rng, {})
+    np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
+
+
+def test_a_checkpoint_has_the_same_fingerprint_on_any_mesh():
+  prints = set()
+  for axes in ({'data': 8}, {'data': 2, 'fsdp': 4}, {'data': 1}):
+    trainer = train.Trainer(training.config(), sharding.make_mesh(**axes))
+    params = trainer.create_state().params
+    prints.add(run_directory.fingerprints({'params': params})['params'])
+  host = jax.device_get(params)
+  assert prints == {checkpoint.fingerprint({'params': host})}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
+  tmp_path, data_dir
+):
+  config = training.config(optimizer__learning_rate=1e30, save_every=1)
+  with pytest.raises(train.RunError, match=r'step 2: .*is (nan|inf)'):
+    train.train_and_evaluate(config, tmp_path, data_dir)
+  trainer = training.trainer(
+    'colorizer', optimizer__learning_rate=1e30, save_every=1
+  )
+  assert training.steps(tmp_path) == [1]
+  params = run_directory.load_weights(tmp_path)[2]
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+  assert trainer.config.save_every == 1
+
+
+def test_a_run_directory_refuses_another_config_unless_told(tmp_path, capsys):
+  with training.opened(tmp_path, training.config()):
+    pass
+  other = training.config(seed=3, optimizer__learning_rate=0.1)
+  with pytest.raises(
+    train.RunError,
+    match=r'optimizer.learning_rate: 0.0003 -> 0.1; seed: 0 -> 3',
+  ):
+    training.opened(tmp_path, other)
+  with training.opened(tmp_path, other, change_config=True):
+    pass
+  with training.opened(tmp_path, other):  # It is the run's own now.
+    pass
+
+
+def test_a_run_refuses_to_go_on_with_other_data_unless_told(tmp_path):
+  trainer = training.trainer('colorizer')
+  config = trainer.config
+  with training.opened(tmp_path, config, data='a') as run:
+    run.save(1, trainer.create_state(), {})
+  with (
+    training.opened(tmp_path, config, data='b') as run,
+    pytest.raises(train.RunError, match=r'another data set \(a, now b\)'),
+  ):
+    run.restore(trainer.state_shapes)
+  with training.opened(tmp_path, config, data='b', change_config=True) as run:
+    assert run.restore(trainer.state_shapes)
+
+
+def test_a_broken_record_stops_the_run_with_its_name(tmp_path, data_dir):
+  broken = tmp_path / 'data'
+  for path in data_dir.rglob('*'):
+    target = broken / path.relative_to(data_dir)
+    if path.is_dir():
+      target.mkdir(parents=True, exist_ok=True)
+      continue
+    content = path.read_bytes()
+    if 'train.array_record' in path.name:
+      # Inside of the compressed pixels of the PNG files.
+      content = content.replace(b'IDAT', b'IDAX')
+    target.write_bytes(content)
+  with pytest.raises(sources.DataError, match=r'folder, split train, record'):
+    train.train_and_evaluate(training.config(), tmp_path / 'run', broken)
+
+
+def test_three_trained_stages_are_exported_and_color_a_photo(
+  tmp_path, data_dir
+):
+  for stage in training.STAGES:
+    config = training.config(stage, num_steps=1)
+    train.train_and_evaluate(config, tmp_path / stage, data_dir)
+    code = cli.main(
+      ['export', str(tmp_path / stage), str(tmp_path / 'weights')]
+    )
+    assert code == 0
+  card = (tmp_path / 'weights/model_card.md').read_text()
+  assert 'trained on folder for 1 steps of 8 pictures' in card
+  colorizer = coltran_jax.Colorizer.from_pretrained(tmp_path / 'weights')
+  gray = np.tile(np.arange(40, dtype=np.uint8)[None, :, None], (30, 1, 3))
+  colored = colorizer(gray)[0]
+  assert colored.shape == gray.shape
+  assert (
+    cli.main(['export', str(tmp_path / stage), str(tmp_path / 'weights')]) == 3
+  )
+
+
+def test_training_starts_from_a_checkpoint_directory(tmp_path, data_dir):
+  config = training.config(num_steps=1)
+  train.train_and_evaluate(config, tmp_path / 'run', data_dir)
+  export.export(tmp_path / 'run', tmp_path / 'weights')
+  for init_from in (tmp_path / 'weights', tmp_path / 'weights/colorizer'):
+    state = training.trainer(
+      'colorizer', init_from=str(init_from)
+    ).create_state()
+    _, expected = checkpoint.load(tmp_path / 'weights/colorizer')
+    for params in (state.params, state.ema_params):
+      assert distance(jax.device_get(params), expected) == 0
+  wide = training.trainer(
+    'colorizer', init_from=str(tmp_path / 'weights'), model__mlp_size=64
+  )
+  with pytest.raises(checkpoint.CheckpointError, match='has shape'):
+    wide.create_state()
+  other = training.trainer(
+    'color_upsampler', init_from=str(tmp_path / 'weights/colorizer')
+  )
+  with pytest.raises(checkpoint.CheckpointError, match='holds a colorizer'):
+    other.create_state()
+
+
+def test_a_trace_is_written_on_request(tmp_path, data_dir):
+  config = training.config(num_steps=5)
+  train.train_and_evaluate(config, tmp_path, data_dir, profile=True)
+  assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    (['--config', 'nowhere.py'], 'no config nowhere.py'),
+    (['--config', 'CONFIG:nothing'], "no variant 'nothing'"),
+    (['--config', 'CONFIG:debug', '--set', 'sed=1'], "no key 'sed'"),
+    (['--config', 'CONFIG:debug', '--set', 'seed=x'], 'seed'),
+    (['--config', 'CONFIG:debug', '--set', 'seed'], 'KEY=VALUE'),
+    (['--config', 'CONFIG:debug', '--set', 'a.b=1'], "no section 'a'"),
+    (['--config', 'CONFIG:debug', '--process-id', '0'], 'go together'),
+    (['--config', 'CONFIG:debug'], '--data_dir'),
+  ],
+)
+def test_a_command_that_cannot_be_meant_is_refused(
+  tmp_path, options, message, capsys, monkeypatch
+):
+  monkeypatch.delenv('COLTRAN_DATA', raising=False)
+  path = str(training.ROOT / 'configs/colorizer.py')
+  options = [option.replace('CONFIG', path) for option in options]
+  assert cli.main(['train', '--workdir', str(tmp_path / 'run'), *options]) == 2
+  assert message in capsys.readouterr().err
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('stage', training.STAGES)
+def test_a_parameter_tree_is_split_and_joined(stage):
+  variables = models.init(training.trainer(stage).model, jax.random.key(0))
+  extended = variables | {'batch_stats': {'mean': jnp.ones(2)}}
+  for one in (variables, extended):
+    again = models.split(models.join(one))
+    assert jax.tree.structure(again) == jax.tree.structure(dict(one))
+
+
+def test_exporting_what_is_no_run_is_refused(tmp_path, capsys):
+  assert cli.main(['export', str(tmp_path), str(tmp_path / 'out')]) == 3
+  assert 'no training run' in capsys.readouterr().err
+  assert not (tmp_path / 'out').exists()

@@ -1,0 +1,112 @@
+"""Optimizers and averages against their formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import training
+
+from coltran_jax import sharding, train_state
+
+
+def test_rmsprop_is_that_of_keras():
+  optimizer, _ = train_state.make_optimizer('rmsprop', 0.1, 10)
+  params = {'w': jnp.array([1.0, -2.0])}
+  opt_state = optimizer.init(params)
+  expected, mean = np.array([1.0, -2.0]), np.zeros(2)
+  for gradient in ([0.5, 0.0], [-1.0, 2.0], [0.25, 1e-9]):
+    gradient = np.array(gradient)
+    updates, opt_state = optimizer.update(
+      {'w': jnp.float32(gradient)}, opt_state, params
+    )
+    params = {'w': params['w'] + updates['w']}
+    mean = 0.9 * mean + 0.1 * gradient**2
+    expected = expected - 0.1 * gradient / (np.sqrt(mean) + 1e-7)
+    np.testing.assert_allclose(params['w'], expected, rtol=1e-5)
+
+
+def test_the_average_is_taken_after_the_update():
+  optimizer, _ = train_state.make_optimizer('rmsprop', 0.1, 10)
+  state = train_state.create({'params': {'w': jnp.ones(2)}}, optimizer)
+  after = train_state.update(state, {'w': jnp.ones(2)}, {}, optimizer, 0.75)
+  assert int(after.step) == 1
+  expected = 0.75 * state.params['w'] + 0.25 * after.params['w']
+  np.testing.assert_allclose(after.ema_params['w'], expected, rtol=1e-6)
+
+
+def test_the_learning_rate_warms_up_and_decays():
+  _, schedule = train_state.make_optimizer(
+    'adamw', 1.0, 100, warmup_steps=10, decay='cosine', weight_decay=0.1
+  )
+  rates = [float(schedule(step)) for step in range(101)]
+  np.testing.assert_allclose(rates[:11], np.linspace(0, 1, 11), atol=1e-6)
+  assert np.all(np.diff(rates[10:]) < 0)
+  assert rates[100] == 0
+  _, schedule = train_state.make_optimizer('adam', 1.0, 100, warmup_steps=4)
+  assert [float(schedule(s)) for s in (0, 2, 4, 99)] == [0, 0.5, 1, 1]
+
+
+def test_weight_decay_leaves_vectors_alone():
+  optimizer, _ = train_state.make_optimizer('adamw', 0.1, 9, weight_decay=0.5)
+  params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+  np.testing.assert_allclose(updates['kernel'], -0.05, rtol=1e-6)
+  np.testing.assert_array_equal(updates['bias'], 0)
+
+
+def test_large_gradients_are_clipped():
+  optimizer, _ = train_state.make_optimizer('adam', 1.0, 9, clip_norm=1e-3)
+  plain, _ = train_state.make_optimizer('adam', 1.0, 9)
+  params = {'w': jnp.zeros(2)}
+  gradients = {'w': jnp.array([30.0, 40.0])}
+  clipped = {'w': jnp.array([6e-4, 8e-4])}
+  np.testing.assert_allclose(
+    optimizer.update(gradients, optimizer.init(params), params)[0]['w'],
+    plain.update(clipped, plain.init(params), params)[0]['w'],
+    rtol=1e-5,
+  )
+
+
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    ({'name': 'sgd'}, 'not .sgd.'),
+    ({'name': 'adam', 'decay': 'linear'}, 'not .linear.'),
+    ({'name': 'adam', 'weight_decay': 0.1}, 'for adamw'),
+  ],
+)
+def test_an_optimizer_that_makes_no_sense_is_refused(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    train_state.make_optimizer(learning_rate=0.1, num_steps=9, **arguments)
+
+
+def test_the_longest_axis_that_divides_is_sharded_and_small_arrays_are_not():
+  mesh = sharding.make_mesh(data=2, fsdp=4)
+  shapes = {
+    'kernel': jax.ShapeDtypeStruct((64, 128), jnp.float32),
+    'odd': jax.ShapeDtypeStruct((4096, 129), jnp.float32),
+    'none': jax.ShapeDtypeStruct((129, 129), jnp.float32),
+    'bias': jax.ShapeDtypeStruct((128,), jnp.float32),
+    'step': jax.ShapeDtypeStruct((), jnp.int32),
+  }
+  specs = {k: s.spec for k, s in sharding.of_state(mesh, shapes).items()}
+  assert tuple(specs['kernel']) == (None, 'fsdp')
+  assert tuple(specs['odd']) == ('fsdp', None)
+  assert not any(specs['none']) and not any(specs['bias'])
+  assert tuple(specs['step']) == ()
+
+
+@pytest.mark.parametrize('axes', [{'data': 16}, {'fsdp': 3}, {'fsdp': 0}])
+def test_a_mesh_that_the_devices_do_not_make_is_refused(axes):
+  with pytest.raises(ValueError, match='there are 8 devices'):
+    sharding.make_mesh(**axes)
+
+
+def test_a_state_on_an_fsdp_mesh_is_born_sharded():
+  trainer = training.trainer('colorizer', mesh__fsdp=4)
+  state = trainer.create_state()
+  kernel = state.params['code_embedding']['kernel']
+  assert kernel.addressable_shards[0].data.size * 4 == kernel.size
+  moment = jax.tree.leaves(state.opt_state)[0]
+  assert moment.shape == jax.tree.leaves(state.params)[0].shape
