@@ -9,7 +9,15 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'coltran_jax'
 
 # A module may import from rows above its own only (packages: all inside).
 ROWS = [
-  {'icc', 'png_tiff', 'color', 'image', 'checkpoint'},
+  {
+    'icc',
+    'png_tiff',
+    'color',
+    'image',
+    'checkpoint',
+    'evaluation',
+    'evaluation.lpips',
+  },
   {'photo', 'models.layers', 'convert.snappy'},
   {'models.axial', 'convert.sstable'},
   {
