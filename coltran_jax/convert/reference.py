@@ -89,11 +89,16 @@ def check(stage, model, shapes):
       problems.append(
         f'{name} has shape {tuple(shapes[name])}, expected {expected[path]}'
       )
+  raise_for(stage, problems)
+  return paths
+
+
+def raise_for(stage, problems):
+  """Raises ConversionError that lists the first of the problems, if any."""
   if problems:
     shown = '; '.join(problems[:8])
     more = f'; and {len(problems) - 8} more' if len(problems) > 8 else ''
     raise ConversionError(f'{stage}: {shown}{more}')
-  return paths
 
 
 def _count(pattern, shapes):

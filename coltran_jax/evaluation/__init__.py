@@ -1,0 +1,1 @@
+"""How far pictures are from each other: feature networks and metrics."""
