@@ -19,17 +19,21 @@ setuptools.setup(
   install_requires=[
     'flax>=0.12',
     'google-crc32c>=1.5',
+    'grain>=0.2.18',
     'jax>=0.9',
     'ml-collections>=1.0',
     'numpy>=2.0',
     'opencv-python-headless>=4.10',
     'orbax-checkpoint>=0.11.30',
     'pillow>=11.1',
+    'scipy>=1.13',
+    'tensorflow-datasets>=4.9.10',
     'tifffile>=2024.8.10',
     'tqdm>=4.66',
   ],
   extras_require={
     'heic': ['pillow-heif>=0.18'],
+    'prepare': ['tensorflow>=2.19'],
     'test': [
       'hypothesis>=6.100',
       'pillow-heif>=0.18',

@@ -9,10 +9,15 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'coltran_jax'
 
 # A module may import from rows above its own only (packages: all inside).
 ROWS = [
-  {'icc', 'png_tiff', 'color', 'image', 'checkpoint'},
-  {'photo', 'models.layers', 'convert.snappy'},
-  {'models.axial', 'convert.sstable'},
+  {'icc', 'png_tiff', 'color', 'image', 'checkpoint', 'data'},
+  {'photo', 'models.layers', 'convert.snappy', 'data.decoding'},
   {
+    *('models.axial', 'convert.sstable'),
+    *('data.listing', 'data.checking', 'data.sources'),
+    'data.input_pipeline',
+  },
+  {
+    'data.preparing',
     'models.colorizer',
     'models.color_upsampler',
     'models.spatial_upsampler',
