@@ -33,7 +33,8 @@ setuptools.setup(
   ],
   extras_require={
     'heic': ['pillow-heif>=0.18'],
-    'prepare': ['tensorflow>=2.19'],
+    # tfds forgets importlib-resources.
+    'prepare': ['importlib-resources>=6.0', 'tensorflow>=2.19'],
     'test': [
       'hypothesis>=6.100',
       'pillow-heif>=0.18',

@@ -20,6 +20,7 @@ from coltran_jax.data import checking, decoding, listing, sources
 DataError = decoding.DataError
 # A folder without splits: by the first bits of a picture file's SHA-256.
 VALID_SHARE, TEST_SHARE = 0.05, 0.05
+NOTHING = types.MappingProxyType({})
 _SHARD_BYTES = 1 << 28
 _IMAGENET_TARS = ('ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar')
 _log = logging.getLogger('coltran')
@@ -41,7 +42,7 @@ class _Pictures(tfds.core.ShardBasedBuilder, skip_registration=True):
   """
 
   VERSION = tfds.core.Version('1.0.0')
-  url_infos = types.MappingProxyType({})  # Nothing is downloaded.
+  url_infos = NOTHING  # To download.
   shards = None  # {split: [function that yields the records of a shard]}
 
   def _info(self):
