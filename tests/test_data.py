@@ -4,6 +4,8 @@ import hashlib
 import io
 import os
 import pathlib
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -381,6 +383,42 @@ def test_ctrl_c_stops_in_one_line(tmp_path):
   assert (process.returncode, err) == (130, 'stopped\n')
 
 
+def test_a_terminal_gets_progress_bars_and_a_file_does_not(
+  tmp_path, in_this_process, monkeypatch
+):
+  data_sets.save(tmp_path / 'in' / 'a.png', RGB)
+  for terminal in (False, True):
+    stderr = io.StringIO()
+    monkeypatch.setattr(stderr, 'isatty', lambda answer=terminal: answer)
+    monkeypatch.setattr(sys, 'stderr', stderr)
+    preparing.prepare('folder', tmp_path / 'in', tmp_path / str(terminal))
+    for title in ('checking: 100%', 'writing: 100%'):
+      assert (title in stderr.getvalue()) == terminal
+
+
+def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_later(tmp_path):
+  for i in range(4):
+    data = data_sets.encode(data_sets.picture(i, 100, 100))
+    data_sets.save(tmp_path / 'in' / 'train' / f'{i}.png', data)
+  script = (
+    'import resource, signal, sys\n'
+    'from coltran_jax import cli\n'
+    'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
+    'resource.setrlimit(resource.RLIMIT_FSIZE, (50_000,) * 2)\n'
+    'sys.exit(cli.main(sys.argv[1:]))\n'
+  )
+  arguments = ['prepare', 'folder', str(tmp_path / 'in')]
+  arguments += ['--data_dir', str(tmp_path / 'out'), '--workers', '1']
+  done = subprocess.run(
+    [sys.executable, '-c', script, *arguments], capture_output=True, text=True
+  )
+  assert done.returncode == 2
+  assert re.fullmatch(
+    'coltran: .*cannot be written: .*too large.*\n', done.stderr
+  )
+  assert prepare(tmp_path).counts == {'train': 4}
+
+
 def test_the_command_tells_what_it_made_and_what_it_skipped(
   tmp_path, in_this_process, capsys
 ):
@@ -423,6 +461,17 @@ def test_a_missing_data_set_or_split_says_what_is_there_and_what_to_do(
     opened(tmp_path, 'valid')
   with pytest.raises(sources.DataError, match=r'out holds folder\); make it'):
     opened(tmp_path, 'train', 'sports')
+
+
+def test_the_latest_whole_version_is_opened(tmp_path):
+  for version in ('2.0.0', '10.0.0'):
+    records = {'train': [(version, b'x')]}
+    data_sets.write('folder', tmp_path, records, version)
+  whole = tmp_path / 'folder' / '10.0.0'
+  shutil.copytree(whole, tmp_path / 'folder' / '10.0.0.incompleteABCD')
+  shutil.copytree(whole, tmp_path / 'folder' / 'incomplete.ABCD_10.0.0')
+  split = sources.open_split('folder', tmp_path, 'train')
+  assert split[0]['id'] == '10.0.0'
 
 
 @pytest.mark.parametrize('name', ['dataset_info.json', 'features.json'])

@@ -10,6 +10,7 @@ Axes: B pictures of a global batch, S side of a picture.
 
 import functools
 
+import cv2
 import grain
 import numpy as np
 
@@ -51,7 +52,7 @@ def train_batches(
     flip: mirror every other picture, at random.
     min_crop: the square's side is that of the largest one times a number drawn
       from min_crop..1.
-    num_threads: pictures decoded at a time.
+    num_threads: batches made at a time, each by one thread.
 
   Raises:
     DataError: source is empty; or, from the iterator, a picture is broken: names
@@ -72,17 +73,19 @@ def train_batches(
   def order(epoch):
     return np.random.default_rng([seed, 0, epoch]).permutation(total)
 
-  def example(i):
-    position = i // rows * batch_size + process_index * rows + i % rows
+  def picture(position):
     rng = np.random.default_rng([seed, 1, position])
     epoch, place = divmod(position, total)
-    picture = _crop(_read(source, int(order(epoch)[place])), min_crop, rng)
-    if flip and rng.random() < 0.5:
-      picture = picture[:, ::-1]
-    return {'image': _resize(picture, sizes)}
+    cut = _crop(_read(source, int(order(epoch)[place])), min_crop, rng)
+    return cv2.flip(cut, 1) if flip and rng.random() < 0.5 else cut
 
-  mine = grain.MapDataset.range(start_step * rows, _ENDLESS).map(example)
-  return _iterate(mine, rows, num_threads)
+  def batch(step):
+    first = step * batch_size + process_index * rows
+    return {
+      'image': _pictures(picture, range(first, first + rows), sizes, rows)
+    }
+
+  return _iterate(batch, start_step, _ENDLESS, num_threads)
 
 
 def eval_batches(
@@ -109,18 +112,18 @@ def eval_batches(
   """
   rows = _rows(sizes, batch_size, process_index, process_count)
   total = len(source) if limit is None else min(limit, len(source))
-  steps = -(-total // batch_size)
 
-  def example(i):
-    i = i // rows * batch_size + process_index * rows + i % rows
-    if i < total:
-      picture = _resize(_central(_read(source, i)), sizes)
-    else:
-      picture, i = np.zeros((sizes[-1], sizes[-1], 3), np.uint8), -1
-    return {'image': picture, '_mask': np.bool_(i >= 0), '_id': np.int32(i)}
+  def picture(position):
+    return _central(_read(source, position))
 
-  mine = grain.MapDataset.range(steps * rows).map(example)
-  return _iterate(mine, rows, num_threads)
+  def batch(step):
+    first = step * batch_size + process_index * rows
+    id = np.arange(first, first + rows, dtype=np.int32)
+    mask = id < total
+    images = _pictures(picture, id[mask].tolist(), sizes, rows)
+    return {'image': images, '_mask': mask, '_id': np.where(mask, id, -1)}
+
+  return _iterate(batch, 0, -(-total // batch_size), num_threads)
 
 
 def _rows(sizes, batch_size, process_index, process_count):
@@ -136,11 +139,26 @@ def _rows(sizes, batch_size, process_index, process_count):
   return batch_size // process_count
 
 
-def _iterate(examples, rows, num_threads):
-  """Iterator of batches, decoded ahead in threads."""
-  ahead = max(num_threads, 2 * rows)
-  options = grain.ReadOptions(num_threads, prefetch_buffer_size=ahead)
-  return iter(examples.to_iter_dataset(options).batch(rows))
+def _iterate(batch, start, stop, num_threads):
+  """Iterator of batch(step) from start to stop, made ahead in threads.
+
+  A whole batch is one thread's work: handing over single pictures costs as much
+  as decoding small ones.
+  """
+  steps = grain.MapDataset.range(start, stop).map(batch)
+  options = grain.ReadOptions(num_threads, prefetch_buffer_size=num_threads)
+  return iter(steps.to_iter_dataset(options))
+
+
+def _pictures(picture, positions, sizes, rows):
+  """Pictures uint8 [rows, S, S, 3] of the positions, resized; the rest is 0."""
+  images = np.zeros((rows, sizes[-1], sizes[-1], 3), np.uint8)
+  for row, position in enumerate(positions):
+    resized = picture(position)
+    for size in sizes:
+      resized = image.resize(resized, size, size)
+    images[row] = resized
+  return images
 
 
 def _read(source, i):
@@ -170,9 +188,3 @@ def _central(picture):
   side = min(height, width)
   top, left = (height - side) // 2, (width - side) // 2
   return picture[top : top + side, left : left + side]
-
-
-def _resize(picture, sizes):
-  for size in sizes:
-    picture = image.resize(picture, size, size)
-  return picture

@@ -171,8 +171,12 @@ def _write(name, splits, checked, source, work, metadata):
       ]
       for split, part in splits.items()
     }
-    with contextlib.redirect_stdout(io.StringIO()):  # tfds talks of downloads.
-      builder.download_and_prepare()
+    try:
+      with contextlib.redirect_stdout(io.StringIO()):  # Tells of downloads.
+        builder.download_and_prepare()
+    except RuntimeError as error:  # What array_record makes of a full disk.
+      reason = decoding.one_line(error)
+      raise DataError(f'{work} cannot be written: {reason}') from error
   return pathlib.Path(builder.data_dir)
 
 

@@ -94,11 +94,15 @@ def open_split(name, data_dir, split):
   """
   check_name(name)
   folder = pathlib.Path(data_dir) / name
-  versions = list(folder.glob('*/dataset_info.json'))
+  versions = [
+    one.parent
+    for one in folder.glob('*/dataset_info.json')
+    if re.fullmatch(r'\d+\.\d+\.\d+', one.parent.name)  # Else incomplete.
+  ]
   hint = f'make it: coltran prepare {name} SOURCE --data_dir {data_dir}'
   if not versions:
     raise DataError(f'{folder} is no data set ({_content(data_dir)}); {hint}')
-  latest = max(versions, key=lambda one: _version(one.parent.name)).parent
+  latest = max(versions, key=lambda one: [*map(int, one.name.split('.'))])
   try:
     builder = tfds.builder_from_directory(latest)
     format = builder.info.file_format.value
@@ -122,10 +126,6 @@ def open_split(name, data_dir, split):
   except Exception as error:  # So does array_record.
     reason = decoding.one_line(error)
     raise DataError(f'{latest} cannot be opened: {reason}; {hint}') from error
-
-
-def _version(name):
-  return [int(number) for number in re.findall(r'\d+', name)]
 
 
 def _content(folder):
