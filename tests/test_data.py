@@ -280,10 +280,23 @@ def test_a_picture_that_changes_while_it_is_read_is_an_error(
     return results
 
   monkeypatch.setattr(checking, 'check_all', and_change)
-  with pytest.raises(sources.DataError, match=r'a\.png has changed; run again'):
+  with pytest.raises(sources.DataError, match=r'a\.png has changed; remove '):
     prepare(tmp_path)
   monkeypatch.undo()
   assert sum(prepare(tmp_path).counts.values()) == 1
+
+
+def test_what_could_not_be_read_is_read_again(
+  tmp_path, in_this_process, monkeypatch
+):
+  data_sets.save(tmp_path / 'in' / 'train' / 'a.png', RGB)
+  check = checking._check
+  no_memory = checking.Checked('', 0, False, 'not enough memory')
+  monkeypatch.setattr(checking, '_check', lambda path, folder: no_memory)
+  with pytest.raises(sources.DataError, match='not enough memory'):
+    prepare(tmp_path)
+  monkeypatch.setattr(checking, '_check', check)
+  assert prepare(tmp_path) == preparing.Report({'train': 1}, {})
 
 
 def test_two_runs_at_once_do_not_meet(tmp_path):

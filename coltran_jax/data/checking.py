@@ -67,9 +67,9 @@ def locked(folder):
 def check_all(source, pictures, folder, workers=None):
   """Returns {id: Checked} of all pictures.
 
-  What an earlier run found is in the journal of the folder and is not done
-  again unless the file has changed since. A progress bar is shown on a
-  terminal.
+  Pictures that an earlier run found good are in the journal of the folder and
+  are not read again unless the file has changed since. A progress bar is shown
+  on a terminal.
 
   Args:
     source: the folder that the paths of pictures start from.
@@ -115,13 +115,18 @@ def converted(folder, digest):
 
 
 def _read(journal):
-  """{(id, size, time): Checked} of the lines of a journal that are whole."""
+  """{(id, size, time): Checked} of the good pictures of a journal.
+
+  Others may have been unreadable for a reason that is gone by now.
+  """
   known = {}
   with contextlib.suppress(FileNotFoundError):
     for line in journal.read_text(encoding='utf-8').splitlines():
       with contextlib.suppress(ValueError, TypeError):
         id, size, time, result = json.loads(line)
-        known[id, size, time] = Checked(**result)
+        checked = Checked(**result)
+        if checked.reason is None:
+          known[id, size, time] = checked
   return known
 
 

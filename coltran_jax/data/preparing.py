@@ -237,7 +237,10 @@ class _Shard:
       else:
         data = (self.source / one.path).read_bytes()
         if hashlib.sha256(data).hexdigest() != result.digest:
-          raise DataError(f'{self.source / one.path} has changed; run again')
+          raise DataError(
+            f'{self.source / one.path} has changed; remove {self.work} and run '
+            'again'
+          )
       yield one.id, {'image': data, 'id': one.id}
       self.bar.update()
 
@@ -250,7 +253,8 @@ def _prepare_imagenet(source, data_dir):
       f'{source} has no {" and no ".join(missing)}; download them from '
       'image-net.org (an account is needed)'
     )
-  if importlib.util.find_spec('tensorflow') is None:
+  needs = ('tensorflow', 'importlib_resources')
+  if not all(importlib.util.find_spec(module) for module in needs):
     raise DataError(
       "making imagenet2012 needs TensorFlow: pip install 'coltran-jax[prepare]'"
     )
