@@ -266,7 +266,8 @@ def _prepare_imagenet(source, data_dir):
   config = tfds.download.DownloadConfig(
     manual_dir=source, try_download_gcs=False
   )
-  builder.download_and_prepare(download_config=config)
+  with contextlib.redirect_stdout(sys.stderr):
+    builder.download_and_prepare(download_config=config)
   counts = {
     split: builder.info.splits[theirs].num_examples
     for split, theirs in sources.IMAGENET_SPLITS.items()
