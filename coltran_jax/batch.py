@@ -18,10 +18,6 @@ from coltran_jax import photo, sheets
 
 _log = logging.getLogger('coltran')
 PhotoError = photo.PhotoError
-EXTENSIONS = (
-  *('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.tif', '.tiff'),
-  *('.bmp', '.dib', '.heic', '.heif'),
-)
 # Photos in these formats become PNG: see `photo.encode`.
 _BECOME_PNG = ('.bmp', '.dib', '.heic', '.heif')
 STREAM = '-'  # stdin as a photo, stdout as the output.
@@ -111,7 +107,7 @@ def _is_one_file(output):
   path = pathlib.Path(output)
   if path.is_dir() or output.endswith(('/', os.sep)):
     return False
-  if path.suffix.lower() in EXTENSIONS:
+  if path.suffix.lower() in photo.EXTENSIONS:
     return True
   kind = mimetypes.guess_type(path.name)[0] or ''
   if kind.startswith('image/'):
@@ -123,7 +119,7 @@ def _is_one_file(output):
 
 def _format(suffix):
   """Returns the format of files with this suffix, or None."""
-  if suffix.lower() not in EXTENSIONS:
+  if suffix.lower() not in photo.EXTENSIONS:
     return None
   name = suffix[1:].upper()
   return 'JPEG' if name in ('JPE', 'JFIF') else name
@@ -146,7 +142,7 @@ def _pictures(folder, recursive, output):
     )
     for name in sorted(names):
       path = pathlib.Path(parent, name)
-      if path.suffix.lower() in EXTENSIONS and name[0] != '.':
+      if path.suffix.lower() in photo.EXTENSIONS and name[0] != '.':
         files.append(path.relative_to(folder))
       else:
         others += 1

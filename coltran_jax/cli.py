@@ -9,6 +9,7 @@ import signal
 import sys
 
 EXIT_FAILED, EXIT_USAGE, EXIT_WEIGHTS, EXIT_RESUME = 1, 2, 3, 42
+_DATA_SETS = ('folder', 'sports', 'imagenet2012')
 _log = logging.getLogger('coltran')
 
 
@@ -136,6 +137,32 @@ def _parser():
   add.set_defaults(run=_convert)
 
   add = commands.add_parser(
+    'prepare',
+    help='make a data set for training',
+    description='Check every picture of a source and write them as a data set: '
+    "'folder' is any folder, with or without folders train, valid and test; "
+    "'sports' the unzipped 100 sports photographs; 'imagenet2012' the folder "
+    'of the ILSVRC2012 tar files. Go on with a run that was ended by giving '
+    'the same command.',
+  )
+  add.add_argument('name', metavar='NAME', choices=_DATA_SETS)
+  add.add_argument('source', metavar='SOURCE')
+  add.add_argument(
+    '--data_dir',
+    '--data-dir',
+    required=True,
+    metavar='DIR',
+    help='folder of data sets; it becomes DIR/NAME',
+  )
+  add.add_argument(
+    '--workers', type=_count, help='processes (default: one a CPU)'
+  )
+  add.add_argument(
+    '-q', '--quiet', action='store_true', help='warnings and errors only'
+  )
+  add.set_defaults(run=_prepare)
+
+  add = commands.add_parser(
     'train',
     help='train a model',
     description='Train a model as a config says, from the newest checkpoint in '
@@ -255,6 +282,28 @@ def _convert(args):
   if len(stages) > 1 and missing:
     _log.warning('%s has no %s', args.source, ', '.join(missing))
   return 0
+
+
+def _prepare(args):
+  from coltran_jax.data import preparing
+
+  try:
+    report = preparing.prepare(
+      args.name, args.source, args.data_dir, args.workers
+    )
+  except preparing.DataError as error:
+    return _fail(error, EXIT_USAGE)
+  _log.info(
+    '%s: %s',
+    pathlib.Path(args.data_dir, args.name),
+    ', '.join(f'{count} {split}' for split, count in report.counts.items()),
+  )
+  for id, reason in report.skipped.items():
+    print(f'coltran: skipped: {id}: {reason}', file=sys.stderr)
+  if not report.skipped:
+    return 0
+  print(f'coltran: {len(report.skipped)} pictures skipped', file=sys.stderr)
+  return EXIT_FAILED
 
 
 def _train(args):

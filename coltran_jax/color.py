@@ -86,7 +86,8 @@ def from_lab(lab):
   xyz = jnp.where(f > 0.2068966, f**3, (f - 4.0 / 29.0) / 7.787)
   linear = jnp.matmul(xyz, _TO_RGB, precision='highest')
   linear = jnp.maximum(linear, 0)
-  rgb = jnp.where(
-    linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear
-  )
+  bright = linear > 0.0031308
+  # Where black, the power's slope is infinite, and 0 times that is no number.
+  power = jnp.where(bright, linear, 1) ** (1 / 2.4)
+  rgb = jnp.where(bright, 1.055 * power - 0.055, 12.92 * linear)
   return jnp.clip(rgb, 0, 1)

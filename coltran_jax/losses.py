@@ -17,11 +17,14 @@ returns one number a picture, so that a padded evaluation can leave some out.
   collections that the step changes beside the parameters.
 """
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from coltran_jax import color
+from coltran_jax.evaluation import lpips
 
 
 def bits_per_dim(logits, labels):
@@ -109,17 +112,71 @@ def _upsampler(model, variables, batch, symbols, train, rngs):
   return loss, {'bits_per_dim': loss}, {}
 
 
+def cnn(
+  model,
+  variables,
+  batch,
+  *,
+  train,
+  rngs,
+  frozen,
+  kind='lpips_vgg16',
+  protocol='standard',
+):
+  """Returns the loss of the CNN's colours joined to the true luminance.
+
+  kind: 'lpips_vgg16' or 'lpips_alexnet', the perceptual distance to the truth,
+  or 'mse', the mean squared error of a* and b* in Lab units.
+  protocol: LPIPS's range, see `evaluation.lpips`.
+  """
+  del rngs
+  truth = batch['image'].astype(jnp.float32) / 255
+  lab = color.to_lab(truth)
+  if train:
+    (ab, _), updates = model.apply(
+      variables, lab[..., 0], train=True, mutable=['batch_stats']
+    )
+  else:
+    (ab, _), updates = model.apply(variables, lab[..., 0]), {}
+  mse = jnp.square(ab - lab[..., 1:]).mean(axis=(1, 2, 3))
+  if kind == 'mse':
+    return mse, {'mse': mse}, updates
+  made = color.from_lab(jnp.concatenate([lab[..., :1], ab], axis=-1))
+  if protocol == 'standard':
+    made, truth = 2 * made - 1, 2 * truth - 1
+  net = kind.removeprefix('lpips_')
+  distance = lpips.distance_with(frozen['lpips'], made, truth, net)
+  return distance, {f'lpips_{protocol}': distance, 'mse': mse}, updates
+
+
 LOSSES = {
   'colorizer': colorizer,
   'color_upsampler': color_upsampler,
   'spatial_upsampler': spatial_upsampler,
+  'cnn': cnn,
 }
 
 
-def frozen(name, options):
-  """Returns arrays that the loss of model `name` needs and nobody trains.
+def frozen(loss):
+  """Returns arrays that a loss needs and nobody trains.
 
-  options: `config.loss`.
+  loss: of `LOSSES`, as functools.partial with its options.
+
+  Raises ValueError for options that make no sense.
   """
-  del name, options
+  if loss.func is not cnn:
+    return {}
+  defaults = inspect.signature(cnn).parameters
+  options = {name: p.default for name, p in defaults.items()} | loss.keywords
+  if options['protocol'] not in lpips.PROTOCOLS:
+    raise ValueError(
+      f'protocol must be one of {lpips.PROTOCOLS}, not {options["protocol"]!r}'
+    )
+  kinds = {f'lpips_{net}': net for net in lpips.NETS}
+  if options['kind'] in kinds:
+    return {'lpips': lpips.load(kinds[options['kind']])}
+  if options['kind'] != 'mse':
+    raise ValueError(
+      f"kind must be 'mse' or one of {list(kinds)}, not {options['kind']!r}"
+    )
   return {}

@@ -22,6 +22,10 @@ from PIL import Image
 from coltran_jax import icc, png_tiff
 
 MAX_PIXELS = 200_000_000
+EXTENSIONS = (
+  *('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.tif', '.tiff'),
+  *('.bmp', '.dib', '.heic', '.heif'),
+)
 _PLAUSIBLE_PIXELS = 1 << 24  # In however small a file: blank pictures.
 _MAX_BYTES = 2 << 30  # More than that many pixels of 16-bit RGBA.
 _PNG = b'\x89PNG\r\n\x1a\n'

@@ -66,8 +66,17 @@ def _upsampled(model, variables, pictures, symbols):
   return np.asarray(sampling.upsample(model, params, gray, symbols))
 
 
+def _cnn(model, variables, pictures, options):
+  del options
+  lab = color.to_lab(pictures / 255)
+  ab, _ = model.apply(variables, lab[..., 0])
+  made = color.from_lab(np.concatenate([lab[..., :1], ab], axis=-1))
+  return np.rint(np.asarray(made) * 255).astype(np.uint8)
+
+
 MAKERS = {
   'colorizer': _colorizer,
   'color_upsampler': _color_upsampler,
   'spatial_upsampler': _spatial_upsampler,
+  'cnn': _cnn,
 }

@@ -159,12 +159,11 @@ class Trainer:
       options = config.loss.to_dict()
       self.loss = functools.partial(losses.LOSSES[config.name], **options)
       inspect.signature(self.loss).bind_partial()  # TypeError if unknown.
+      frozen = losses.frozen(self.loss)
       self._check()
     except (TypeError, ValueError) as error:
       raise configuration.ConfigError(str(error)) from error
-    self.frozen = jax.device_put(
-      losses.frozen(config.name, options), sharding.replicated(self.mesh)
-    )
+    self.frozen = jax.device_put(frozen, sharding.replicated(self.mesh))
     self.rng = jax.device_put(
       jax.random.key(config.seed), sharding.replicated(self.mesh)
     )

@@ -99,7 +99,10 @@ def test_the_version_is_told(capsys):
 
 @pytest.mark.parametrize(
   'arguments',
-  [['--help'], ['colorize', '--help'], ['convert', '--help'], ['--version']],
+  [
+    *(['--help'], ['colorize', '--help'], ['convert', '--help']),
+    *(['prepare', '--help'], ['--version']),
+  ],
   ids=' '.join,
 )
 def test_help_is_fast_and_imports_nothing_large(arguments):

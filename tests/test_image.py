@@ -81,6 +81,43 @@ def test_resizing_takes_the_mean_of_every_cell(array, height, width):
   assert np.abs(resized - means).max() <= 0.5 + 1e-4
 
 
+def whole_sums(array, size):
+  """Sums int64 over strips of rows, in 1/size of a row, row by row."""
+  sums = np.zeros((size, *array.shape[1:]), np.int64)
+  for i in range(size):
+    for row in range(len(array)):
+      low = max(i * len(array), row * size)
+      high = min((i + 1) * len(array), (row + 1) * size)
+      sums[i] += max(0, high - low) * array[row].astype(np.int64)
+  return sums
+
+
+@pytest.mark.parametrize('block', [1, 50, 1 << 18])
+@pytest.mark.parametrize(
+  ('shape', 'size'),
+  [
+    ((7, 11, 3), (5, 13)),
+    ((40, 9, 1), (13, 31)),
+    ((33, 29), (64, 17)),
+    ((12, 20, 5), (12, 20)),
+    ((12, 20, 5), (12, 19)),
+    ((300, 350, 2), (41, 23)),  # The sums need float64.
+  ],
+)
+def test_resizing_rounds_exact_sums_as_the_reference_does(
+  monkeypatch, shape, size, block
+):
+  monkeypatch.setattr(image, '_BLOCK', block)
+  array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+  array[: shape[0] // 2] |= 254  # Large sums, and many near ties.
+  sums = whole_sums(array, size[0]).swapaxes(0, 1)
+  sums = whole_sums(sums, size[1]).swapaxes(0, 1)
+  rows, columns = np.float32(shape[:2]) / np.float32(size)
+  share = np.float32(1) / (rows * columns)
+  expected = np.rint((sums / (size[0] * size[1])).astype(np.float32) * share)
+  np.testing.assert_array_equal(image.resize(array, *size), expected)
+
+
 @hypothesis.given(PICTURES, SIDES, SIDES)
 def test_resizing_stays_within_the_range_of_the_picture(array, height, width):
   resized = image.resize(array, height, width)

@@ -10,28 +10,28 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'coltran_jax'
 # A module may import from rows above its own only (packages: all inside).
 ROWS = [
   {
-    'icc',
-    'png_tiff',
-    'color',
-    'image',
-    'checkpoint',
-    'evaluation',
-    'evaluation.lpips',
+    *('icc', 'png_tiff', 'color', 'image', 'checkpoint', 'data', 'evaluation'),
+    *('configuration', 'distributed', 'sharding', 'run_log'),
   },
-  {'photo', 'models.layers', 'convert.snappy'},
-  {'models.axial', 'convert.sstable'},
   {
-    'models.colorizer',
-    'models.color_upsampler',
-    'models.spatial_upsampler',
-    'models.cnn',
-    'convert.bundle_index',
+    *('photo', 'models.layers', 'convert.snappy', 'data.decoding'),
+    *('evaluation.lpips', 'run_directory', 'train_state'),
+  },
+  {
+    *('models.axial', 'convert.sstable'),
+    *('data.listing', 'data.checking', 'data.sources', 'data.input_pipeline'),
+    'losses',
+  },
+  {
+    *('models.colorizer', 'models.color_upsampler'),
+    *('models.spatial_upsampler', 'models.cnn'),
+    *('data.preparing', 'convert.bundle_index'),
   },
   {'models', 'convert.tensor_bundle', 'convert.names'},
-  {'sampling_tile', 'convert.reference'},
+  {'sampling_tile', 'convert.reference', 'export'},
   {'sampling', 'convert.cnn'},
-  {'pipeline', 'sheets', 'convert.tf_checkpoint'},
-  {'convert', 'batch'},
+  {'pipeline', 'preview', 'sheets', 'convert.tf_checkpoint'},
+  {'convert', 'batch', 'train'},
   {'cli', ''},
 ]
 HEAVY = {'tensorflow', 'torch', 'matplotlib', 'pickle'}

@@ -4,12 +4,18 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from coltran_jax.models import color_upsampler, colorizer, spatial_upsampler
+from coltran_jax.models import (
+  cnn,
+  color_upsampler,
+  colorizer,
+  spatial_upsampler,
+)
 
 MODELS = {
   'colorizer': colorizer.Colorizer,
   'color_upsampler': color_upsampler.ColorUpsampler,
   'spatial_upsampler': spatial_upsampler.SpatialUpsampler,
+  'cnn': cnn.CNN,
 }
 _COLLECTIONS = ('batch_stats',)
 _LARGEST = 1 << 16  # Of any size; layers are fewer.
@@ -60,7 +66,7 @@ def _fits(value, default):
 def arguments_of(model):
   """Returns the keyword arguments (JSON-ready) that `build` the same model."""
   out = {name: getattr(model, name) for name in _fields(model)}
-  return out | {'resolution': list(model.resolution)}
+  return {k: list(v) if isinstance(v, tuple) else v for k, v in out.items()}
 
 
 def _fields(model):
@@ -74,6 +80,8 @@ def resolution(model):
 
 def init(model, rng):
   """Returns fresh variables {'params': ..., other collections} of a model."""
+  if isinstance(model, cnn.CNN):
+    return model.init(rng, jnp.zeros((1, 32, 32)))
   picture = jnp.zeros((1, *model.resolution), jnp.int32)
   inputs = [picture, picture]
   if not isinstance(model, colorizer.Colorizer):

@@ -1,0 +1,1 @@
+"""Data sets: `sources` prepares and opens them, `input_pipeline` feeds them."""
