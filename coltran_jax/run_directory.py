@@ -67,7 +67,9 @@ class RunDirectory:
     try:
       self.path.mkdir(parents=True, exist_ok=True)
       self._check_config(change_config)
-      self._manager = _manager(self.path, keep=config.keep)
+      self._best = _KeepBest({})
+      self._manager = _open(self.path, self._best, config.keep)
+      self._best.losses = _losses(self._manager)
     except (OSError, ValueError) as error:
       raise RunError(f'{self.path}: {error}') from error
 
@@ -99,11 +101,11 @@ class RunDirectory:
       beside.write_text(json.dumps(self._config, indent=2) + '\n', 'utf-8')
       beside.rename(file)
 
-  def save(self, step, state, notes, metric=None):
+  def save(self, step, state, notes, loss=None):
     """Starts to write a checkpoint; the state may be donated at once.
 
-    notes: JSON-ready dict that `restore` returns. metric: of an evaluation at
-    this step, lower is better; the best checkpoint is kept.
+    notes: JSON-ready dict that `restore` returns. loss: of an evaluation at
+    this step; the checkpoint with the lowest is kept.
 
     Raises RunError if this or the last one cannot be written.
     """
@@ -116,7 +118,10 @@ class RunDirectory:
       'config': self._config,
       'data_fingerprint': self._data_fingerprint,
       'notes': notes,
+      'loss': loss,
     }
+    if loss is not None:
+      self._best.losses[step] = loss
     try:
       self._manager.save(
         step,
@@ -124,7 +129,6 @@ class RunDirectory:
           state=ocp.args.StandardSave(tree),
           meta=ocp.args.JsonSave(meta),
         ),
-        metrics=None if metric is None else {'loss': metric},
         force=True,
       )
     except Exception as error:  # orbax and tensorstore raise many kinds.
@@ -179,9 +183,7 @@ class RunDirectory:
     return None
 
   def _restore_step(self, step, shapes):
-    meta = self._manager.restore(
-      step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-    )['meta']
+    meta = _read_meta(self._manager, step)
     same_data = meta['data_fingerprint'] == self._data_fingerprint
     if not (same_data or self._change_config):
       raise RunError(
@@ -205,24 +207,37 @@ def _check_fingerprints(tree, meta):
       raise ValueError(f'{part} changed on disk')
 
 
-def _manager(path, keep, read_only=False):
-  preserve = policies.AnyPreservationPolicy(
-    [
-      policies.LatestN(keep),
-      policies.BestN(
-        # Ascending, the last n are kept: the lowest loss must come last.
-        get_metric_fn=lambda metrics: -metrics['loss'],
-        n=1,
-        keep_checkpoints_without_metrics=False,
-      ),
-    ]
-  )
+class _KeepBest(policies.PreservationPolicy):
+  """Keeps the checkpoint with the lowest loss, also those of earlier starts.
+
+  losses: {step: loss} of the checkpoints that were evaluated.
+  """
+
+  def __init__(self, losses):
+    self.losses = losses
+
+  def should_preserve(self, checkpoints, *, context):
+    del context
+    steps = [info.step for info in checkpoints if info.step in self.losses]
+    best = min(steps, key=self.losses.get, default=None)
+    return [info.step == best for info in checkpoints]
+
+
+def _open(path, keep_best=None, keep=1):
+  """Returns orbax's manager; without keep_best only to read."""
+  logging.getLogger('absl').setLevel(logging.ERROR)  # orbax tells a lot.
+  read_only = keep_best is None
+  preserve = None
+  if not read_only:
+    preserve = policies.AnyPreservationPolicy(
+      [policies.LatestN(keep), keep_best]
+    )
   return ocp.CheckpointManager(
     path / 'checkpoints',
     options=ocp.CheckpointManagerOptions(
       create=not read_only,
       read_only=read_only,
-      preservation_policy=None if read_only else preserve,
+      preservation_policy=preserve,
       cleanup_tmp_directories=not read_only,
     ),
     item_names=('state', 'meta'),
@@ -244,17 +259,17 @@ def load_weights(workdir, step=None):
   path = pathlib.Path(workdir).absolute()
   if not (path / 'checkpoints').is_dir():
     raise RunError(f'{path} is no training run: it has no checkpoints')
-  with _manager(path, keep=1, read_only=True) as manager:
+  with _open(path) as manager:
     steps = sorted(manager.all_steps())
     if not steps:
       raise RunError(f'{path} has no finished checkpoint')
     if step is None:
-      step = _best(manager, steps)
+      losses = _losses(manager)
+      step = min(losses, key=losses.get, default=steps[-1])
     if step not in steps:
       raise RunError(f'{path} has no checkpoint {step}; there are {steps}')
     try:
-      args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-      meta = manager.restore(step, args=args)['meta']
+      meta = _read_meta(manager, step)
       folder = path / 'checkpoints' / str(step) / 'state'
       tree = checkpoint.read_arrays(folder, ('ema_params', 'collections'))
       _check_fingerprints(tree, meta)
@@ -265,13 +280,23 @@ def load_weights(workdir, step=None):
   return meta['config'], step, tree['ema_params'], tree.get('collections', {})
 
 
-def _best(manager, steps):
+def _losses(manager):
+  """Returns {step: loss} of the checkpoints that were evaluated."""
   losses = {}
-  for step in steps:
-    metrics = manager.metrics(step)
-    if metrics:
-      losses[metrics['loss']] = step
-  return losses[min(losses)] if losses else steps[-1]
+  for step in manager.all_steps():
+    try:
+      loss = _read_meta(manager, step)['loss']
+    except Exception as error:  # orbax and tensorstore raise many kinds.
+      _log.warning('left out checkpoint %d: %s', step, first_line(error))
+      continue
+    if loss is not None:
+      losses[step] = loss
+  return losses
+
+
+def _read_meta(manager, step):
+  args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+  return manager.restore(step, args=args)['meta']
 
 
 def first_line(error):

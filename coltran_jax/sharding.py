@@ -46,6 +46,12 @@ def of_batch(mesh):
   return NamedSharding(mesh, PartitionSpec(AXES))
 
 
+def replicate(mesh, tree):
+  """Returns the arrays of a tree, the same on all hosts, on all devices."""
+  # A copy by a program: device_put cannot reach the devices of other hosts.
+  return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+
+
 def of_state(mesh, state):
   """Returns a tree of shardings for a state (arrays or their shapes).
 

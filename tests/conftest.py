@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = (
@@ -16,6 +17,10 @@ import numpy as np
 import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# Runs of training are the same few programs: each is compiled once. For this
+# process and those it starts, gone when it ends.
+COMPILED = tempfile.TemporaryDirectory(prefix='coltran-compiled-')
+jax.config.update('jax_compilation_cache_dir', COMPILED.name)
 hypothesis.settings.register_profile(
   'ci', deadline=None, derandomize=True, max_examples=60
 )

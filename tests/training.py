@@ -7,13 +7,16 @@ import pathlib
 import subprocess
 import sys
 
+import conftest
+import jax
 import numpy as np
 from PIL import Image
 
-from coltran_jax import configuration, run_directory, train
+from coltran_jax import configuration, run_directory, sharding, train
 from coltran_jax.data import preparing
 
 ROOT = pathlib.Path(__file__).parent.parent
+QUICK = 'color_upsampler'  # The first to compile.
 STAGES = ('colorizer', 'color_upsampler', 'spatial_upsampler')
 RATES = ('steps_per_second', 'pictures_per_second')
 
@@ -33,7 +36,7 @@ def make_data(folder):
   return folder / 'data'
 
 
-def config(stage='colorizer', arg='debug', **changes):
+def config(stage=QUICK, arg='debug', **changes):
   """A debug config; changes as {'key__key': value}."""
   changes = [f'{k.replace("__", ".")}={v!r}' for k, v in changes.items()]
   path = ROOT / f'configs/{stage}.py'
@@ -49,10 +52,11 @@ def lines(workdir):
 
 def steps(workdir):
   """The steps of a run's checkpoints."""
-  return sorted(int(p.name) for p in (workdir / 'checkpoints').glob('[0-9]*'))
+  names = [path.name for path in (workdir / 'checkpoints').glob('*')]
+  return sorted(int(name) for name in names if name.isdigit())
 
 
-def command(workdir, data_dir, *options, stage='colorizer', arg='debug'):
+def command(workdir, data_dir, *options, stage=QUICK, arg='debug'):
   """The command line that trains."""
   return [
     *(sys.executable, '-m', 'coltran_jax.cli', 'train'),
@@ -63,8 +67,11 @@ def command(workdir, data_dir, *options, stage='colorizer', arg='debug'):
 
 
 def environment(devices=1):
-  flags = f'--xla_force_host_platform_device_count={devices}'
-  return os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)}
+  return os.environ | {
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    'PYTHONPATH': str(ROOT),
+    'JAX_COMPILATION_CACHE_DIR': conftest.COMPILED.name,
+  }
 
 
 def run(*args, devices=1, **options):
@@ -87,9 +94,21 @@ def batch(stage_config, seed=0):
 
 
 @functools.cache
-def trainer(stage, arg='debug', mesh=None, **changes):
+def trainer(stage=QUICK, arg='debug', mesh=None, **changes):
   """A Trainer of a debug config."""
   return train.Trainer(config(stage, arg, **changes), mesh)
+
+
+@functools.cache
+def _first_state(stage):
+  return jax.device_get(
+    trainer(stage, mesh=sharding.make_mesh(1)).create_state()
+  )
+
+
+def first_state(one):
+  """The first state of a Trainer of a debug config, compiled once a stage."""
+  return jax.device_put(_first_state(one.config.name), one.state_sharding)
 
 
 def opened(workdir, stage_config, data='data', **options):
