@@ -96,7 +96,9 @@ def save(directory, name, model_arguments, params, source):
     beside.rename(folder)
   except Exception as error:  # orbax and tensorstore raise many kinds.
     shutil.rmtree(beside, ignore_errors=True)
-    raise CheckpointError(f'cannot write {folder}: {_line(error)}') from error
+    raise CheckpointError(
+      f'cannot write {folder}: {first_line(error)}'
+    ) from error
 
 
 def check_free(directory, name):
@@ -154,7 +156,9 @@ def load(directory):
   try:
     params = read_arrays(path)
   except Exception as error:  # orbax and tensorstore raise many kinds.
-    raise CheckpointError(f'{path} cannot be read: {_line(error)}') from error
+    raise CheckpointError(
+      f'{path} cannot be read: {first_line(error)}'
+    ) from error
   actual = fingerprint(params)
   if actual != config['fingerprint']:
     raise CheckpointError(
@@ -222,7 +226,9 @@ def _read_config(path):
       '`coltran convert`)'
     ) from None
   except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-    raise CheckpointError(f'{path} cannot be read: {_line(error)}') from None
+    raise CheckpointError(
+      f'{path} cannot be read: {first_line(error)}'
+    ) from None
   if not isinstance(config, dict) or sorted(config) != list(_KEYS):
     keys = sorted(config) if isinstance(config, dict) else type(config).__name__
     raise CheckpointError(f'{path} must have the keys {_KEYS}, not {keys}')
@@ -231,6 +237,7 @@ def _read_config(path):
   return config
 
 
-def _line(error):
+def first_line(error):
+  """Returns what an error says first, for a message of one line."""
   lines = str(error).strip().splitlines()
   return lines[0][:300] if lines else type(error).__name__

@@ -146,7 +146,7 @@ class RunDirectory:
     steps = sorted(self._manager.all_steps(read=True))
     intact = f'intact: {", ".join(map(str, steps))}' if steps else 'none before'
     return RunError(
-      f'cannot write a checkpoint to {self.path}: {first_line(error)} '
+      f'cannot write a checkpoint to {self.path}: {checkpoint.first_line(error)} '
       f'(checkpoints {intact}); make room and start again to go on'
     )
 
@@ -169,7 +169,7 @@ class RunDirectory:
           'checkpoint %d of %s is damaged, taking the one before it: %s',
           step,
           self.path,
-          first_line(error),
+          checkpoint.first_line(error),
         )
         continue
       for damaged in steps[: steps.index(step)]:
@@ -275,7 +275,7 @@ def load_weights(workdir, step=None):
       _check_fingerprints(tree, meta)
     except Exception as error:  # orbax and tensorstore raise many kinds.
       raise RunError(
-        f'checkpoint {step} of {path} cannot be read: {first_line(error)}'
+        f'checkpoint {step} of {path} cannot be read: {checkpoint.first_line(error)}'
       ) from error
   return meta['config'], step, tree['ema_params'], tree.get('collections', {})
 
@@ -287,7 +287,9 @@ def _losses(manager):
     try:
       loss = _read_meta(manager, step)['loss']
     except Exception as error:  # orbax and tensorstore raise many kinds.
-      _log.warning('left out checkpoint %d: %s', step, first_line(error))
+      _log.warning(
+        'left out checkpoint %d: %s', step, checkpoint.first_line(error)
+      )
       continue
     if loss is not None:
       losses[step] = loss
@@ -297,9 +299,3 @@ def _losses(manager):
 def _read_meta(manager, step):
   args = ocp.args.Composite(meta=ocp.args.JsonRestore())
   return manager.restore(step, args=args)['meta']
-
-
-def first_line(error):
-  """Returns what an error says first, for a message of one line."""
-  lines = str(error).strip().splitlines()
-  return lines[0][:300] if lines else type(error).__name__

@@ -25,14 +25,15 @@ class RunLog:
   Args:
     workdir: of the run, a folder that exists.
     step: that the run starts after; later lines are dropped.
+    due: the evaluation after that step is done again.
     num_steps: that it ends with.
     batch_size: pictures a step, for the rates.
   """
 
-  def __init__(self, workdir, step, num_steps, batch_size):
+  def __init__(self, workdir, step, due, num_steps, batch_size):
     self._path = pathlib.Path(workdir)
     self._batch_size = batch_size
-    self._file = _open_lines(self._path / 'metrics.jsonl', step)
+    self._file = _open_lines(self._path / 'metrics.jsonl', step, due)
     self._board = tensorboardX.SummaryWriter(
       str(self._path / 'tensorboard'), purge_step=step + 1
     )
@@ -110,13 +111,15 @@ class RunLog:
       self._board.add_scalar(f'{kind}/{name}', value, step)
 
 
-def _open_lines(path, step):
-  """Returns the file opened to append, without lines of steps after `step`."""
+def _open_lines(path, step, due):
+  """Returns the file opened to append, without lines that come once more."""
   kept = []
   if path.exists():
     for line in path.read_text(encoding='utf-8').splitlines():
       try:
-        if json.loads(line)['step'] <= step:
+        parsed = json.loads(line)
+        again = due and parsed['kind'] == 'eval' and parsed['step'] == step
+        if parsed['step'] <= step and not again:
           kept.append(line + '\n')
       except (ValueError, KeyError, TypeError):
         pass  # Cut off by a kill, so of a step that is done again.

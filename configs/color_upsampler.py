@@ -50,7 +50,7 @@ VARIANTS = {
     },
     'ema_decay': 0.98,
     'batch_size': 16,
-    'eval_batch_size': 45,
+    'eval_batch_size': 48,
     'num_steps': 400,
     'log_every': 10,
     'eval_every': 100,

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from coltran_jax import models
+from coltran_jax import configuration, models, sharding, trainer
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
@@ -47,6 +47,24 @@ def test_the_debug_config_is_tiny(path):
   assert sum(int(np.prod(shape)) for shape in shapes.values()) < 200_000
   with pytest.raises(ValueError, match='debug'):
     get_config(path, 'fast')
+
+
+VARIANTS = [
+  (path, name)
+  for path in CONFIGS
+  for name in ('', *get_config(path)[0].VARIANTS)
+]
+
+
+@pytest.mark.parametrize(
+  'path, arg', VARIANTS, ids=lambda x: getattr(x, 'stem', x)
+)
+def test_every_variant_can_be_trained_on_four_devices(path, arg):
+  config = configuration.load(f'{path}:{arg}')
+  one = trainer.Trainer(config, sharding.make_mesh(data=4))
+  assert f'- {arg}:' in get_config(path)[0].__doc__ or not arg
+  for leaf in jax.tree.leaves(one.state_shapes):
+    assert leaf.dtype in (np.float32, np.int32)
 
 
 def test_the_notebook_is_thin_stripped_and_runs(

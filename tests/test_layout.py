@@ -28,7 +28,7 @@ ROWS = [
     *('data.preparing', 'convert.bundle_index'),
   },
   {'models', 'convert.tensor_bundle', 'convert.names'},
-  {'sampling_tile', 'convert.reference', 'export'},
+  {'sampling_tile', 'convert.reference', 'export', 'trainer'},
   {'sampling', 'convert.cnn'},
   {'pipeline', 'preview', 'sheets', 'convert.tf_checkpoint'},
   {'convert', 'batch', 'train'},

@@ -7,6 +7,7 @@ import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import training
 
@@ -22,6 +23,7 @@ from coltran_jax import (
   train,
   train_state,
 )
+from coltran_jax import trainer as trainers
 from coltran_jax.convert import names
 from coltran_jax.data import sources
 
@@ -47,7 +49,7 @@ def preempt_after(monkeypatch):
 
 def distance(tree, expected):
   """Global norm of a difference, relative to that of what is expected."""
-  norm = train.optax.global_norm
+  norm = optax.global_norm
   difference = jax.tree.map(lambda a, b: np.asarray(a) - b, tree, expected)
   return float(norm(difference) / norm(expected))
 
@@ -58,7 +60,7 @@ def test_six_steps_equal_the_recorded_ones(stage):
   options = {'low_resolution': 4} if stage == 'spatial_upsampler' else {}
   loss = functools.partial(losses.LOSSES[stage], **options)
   optimizer, _ = train_state.make_optimizer('rmsprop', 3e-4, 6)
-  step = jax.jit(train.make_train_step(recorded.model, loss, optimizer, 0.9))
+  step = jax.jit(trainers.make_train_step(recorded.model, loss, optimizer, 0.9))
   state = train_state.create({'params': recorded.params}, optimizer)
   for k, expected in enumerate(recorded['total_loss']):
     batch = {
@@ -92,7 +94,7 @@ def gradients(stage, data=1, fsdp=1, **changes):
   )
   batch = training.batch(trainer.config)
   run = jax.jit(
-    train.make_gradients(
+    trainers.make_gradients(
       trainer.model, trainer.loss, trainer.config.accumulate
     ),
     compiler_options={'xla_backend_optimization_level': 0},  # Half the time.
@@ -201,7 +203,7 @@ def test_padding_does_not_count_in_an_evaluation():
 )
 def test_a_config_that_cannot_be_trained_is_refused(changes, message):
   with pytest.raises(configuration.ConfigError, match=message):
-    train.Trainer(training.config(**changes))
+    trainers.Trainer(training.config(**changes))
 
 
 def test_a_run_that_is_stopped_and_goes_on_is_the_undisturbed_run(
@@ -213,7 +215,8 @@ def test_a_run_that_is_stopped_and_goes_on_is_the_undisturbed_run(
   assert [line['step'] for line in expected if line['kind'] == 'eval'] == [
     *(10, 20)
   ]
-  for stop in (7, 13):  # Between lines of the log, and between checkpoints.
+  # Between lines of the log, before an evaluation, between checkpoints.
+  for stop in (7, 10, 13):
     preempt_after(stop)
     with pytest.raises(train.Preempted, match=f'step {stop}'):
       train.train_and_evaluate(config, tmp_path / 'parts', data_dir)
@@ -306,7 +309,7 @@ def test_a_state_goes_on_on_fewer_devices(tmp_path):
   config = training.config()
   losses_ = []
   for count in (8, 4, 1):
-    trainer = train.Trainer(config, sharding.make_mesh(data=count))
+    trainer = trainers.Trainer(config, sharding.make_mesh(data=count))
     with training.opened(tmp_path, config) as run:
       restored = run.restore(trainer.state_shapes)
       state = restored[0] if restored else training.first_state(trainer)
@@ -316,7 +319,7 @@ def test_a_state_goes_on_on_fewer_devices(tmp_path):
       state, metrics = trainer.train_step(state, batch, trainer.rng, {})
       losses_.append(float(metrics['loss']))
       run.save(step + 1, state, {'before': before, 'devices': count})
-  trainer = train.Trainer(config, sharding.make_mesh(data=1))
+  trainer = trainers.Trainer(config, sharding.make_mesh(data=1))
   state = training.first_state(trainer)
   for step, expected in enumerate(losses_):
     batch = sharding.to_devices(trainer.mesh, training.batch(config, step))
@@ -327,7 +330,7 @@ def test_a_state_goes_on_on_fewer_devices(tmp_path):
 def test_a_checkpoint_has_the_same_fingerprint_on_any_mesh():
   prints = set()
   for axes in ({'data': 8}, {'data': 2, 'fsdp': 4}, {'data': 1}):
-    trainer = train.Trainer(training.config(), sharding.make_mesh(**axes))
+    trainer = trainers.Trainer(training.config(), sharding.make_mesh(**axes))
     params = training.first_state(trainer).params
     prints.add(run_directory.fingerprints({'params': params})['params'])
   host = jax.device_get(params)

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-from coltran_jax import configuration, run_directory, sharding, train
+from coltran_jax import configuration, run_directory, sharding
+from coltran_jax import trainer as trainers
 from coltran_jax.data import preparing
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -96,7 +97,7 @@ def batch(stage_config, seed=0):
 @functools.cache
 def trainer(stage=QUICK, arg='debug', mesh=None, **changes):
   """A Trainer of a debug config."""
-  return train.Trainer(config(stage, arg, **changes), mesh)
+  return trainers.Trainer(config(stage, arg, **changes), mesh)
 
 
 @functools.cache
