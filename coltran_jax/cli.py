@@ -345,7 +345,7 @@ def _train(args):
     return _fail(error, EXIT_USAGE)
   except checkpoint.CheckpointError as error:
     return _fail(error, EXIT_WEIGHTS)
-  except (train.RunError, sources.DataError) as error:
+  except (train.RunError, sources.DataError, OSError) as error:
     return _fail(error, EXIT_FAILED)
   return 0
 

@@ -12,6 +12,47 @@ import pathlib
 
 import ml_collections
 
+# Changes that the variants of several configs share; see the configs.
+SPORTS_DATA = {'name': 'sports', 'flip': True, 'min_crop': 0.7}
+FINETUNE = {
+  'data': SPORTS_DATA,
+  'optimizer': {'learning_rate': 3e-5, 'warmup_steps': 200, 'clip_norm': 1.0},
+  'num_steps': 3000,
+  'log_every': 20,
+  'eval_every': 500,
+  'sample_every': 500,
+  'save_every': 250,
+}
+SPORTS = {
+  'data': SPORTS_DATA,
+  'optimizer': {
+    'name': 'adamw',
+    'learning_rate': 1e-3,
+    'warmup_steps': 50,
+    'decay': 'cosine',
+    'weight_decay': 0.01,
+    'clip_norm': 1.0,
+  },
+  'ema_decay': 0.98,
+  'eval_batch_size': 48,
+  'num_steps': 400,
+  'log_every': 10,
+  'eval_every': 100,
+  'sample_every': 100,
+  'save_every': 50,
+}
+DEBUG = {
+  'data': {'name': 'folder'},
+  'batch_size': 8,
+  'eval_batch_size': 8,
+  'num_steps': 20,
+  'sample_pictures': 4,
+  'log_every': 2,
+  'eval_every': 10,
+  'sample_every': 10,
+  'save_every': 5,
+}
+
 
 class ConfigError(ValueError):
   """A config that cannot be used; says which key, and why."""
@@ -137,7 +178,7 @@ def differences(old, new):
 def with_variants(config, variants, arg):
   """Returns the config, locked, after the changes of each variant in arg.
 
-  variants: {name: changes}. arg: their names, joined by commas, or ''.
+  variants: {name: list of changes, made one after the other}. arg: their names, joined by commas, or ''.
 
   Raises ValueError that lists the names there are.
   """
@@ -147,5 +188,6 @@ def with_variants(config, variants, arg):
         f'no variant {name!r}; there are {", ".join(variants)}, or several '
         'joined by commas'
       )
-    config.update(variants[name])
+    for changes in variants[name]:
+      config.update(changes)
   return config.lock()

@@ -16,21 +16,16 @@ Variants, joined by commas (`configs/cnn.py:alexnet,debug`):
 from coltran_jax import configuration
 
 VARIANTS = {
-  'alexnet': {'loss': {'kind': 'lpips_alexnet'}},
-  'mse': {'loss': {'kind': 'mse'}},
-  'debug': {
-    'model': {'features': 8, 'num_blocks': 1},
-    'loss': {'kind': 'mse'},
-    'data': {'name': 'folder', 'sizes': (16,)},
-    'batch_size': 8,
-    'eval_batch_size': 8,
-    'num_steps': 20,
-    'sample_pictures': 4,
-    'log_every': 2,
-    'eval_every': 10,
-    'sample_every': 10,
-    'save_every': 5,
-  },
+  'alexnet': [{'loss': {'kind': 'lpips_alexnet'}}],
+  'mse': [{'loss': {'kind': 'mse'}}],
+  'debug': [
+    configuration.DEBUG,
+    {
+      'model': {'features': 8, 'num_blocks': 1},
+      'loss': {'kind': 'mse'},
+      'data': {'sizes': (16,)},
+    },
+  ],
 }
 
 
@@ -40,7 +35,7 @@ def get_config(arg=''):
     'cnn',
     model={'features': 64, 'num_blocks': 2, 'dtype': 'float32'},
     loss={'kind': 'lpips_vgg16', 'protocol': 'study'},
-    data={'name': 'sports', 'sizes': (224,), 'flip': True, 'min_crop': 0.7},
+    data=configuration.SPORTS_DATA | {'sizes': (224,)},
     optimizer={'name': 'adam', 'learning_rate': 1e-3},
     batch_size=16,
     eval_batch_size=16,

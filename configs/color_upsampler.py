@@ -15,65 +15,36 @@ Variants, joined by commas (`configs/color_upsampler.py:finetune,debug`):
 
 from coltran_jax import configuration
 
-SPORTS = {'name': 'sports', 'flip': True, 'min_crop': 0.7}
 VARIANTS = {
-  'finetune': {
-    'data': SPORTS,
-    'optimizer': {
-      'learning_rate': 3e-5,
-      'warmup_steps': 200,
-      'clip_norm': 1.0,
+  'finetune': [
+    configuration.FINETUNE,
+    {'batch_size': 64, 'eval_batch_size': 64},
+  ],
+  'sports': [
+    configuration.SPORTS,
+    {
+      'model': {
+        'resolution': (32, 32),
+        'hidden_size': 64,
+        'mlp_size': 128,
+        'num_layers': 2,
+      },
+      'data': {'sizes': (128, 32)},
+      'batch_size': 16,
     },
-    'batch_size': 64,
-    'eval_batch_size': 64,
-    'num_steps': 3000,
-    'log_every': 20,
-    'eval_every': 500,
-    'sample_every': 500,
-    'save_every': 250,
-  },
-  'sports': {
-    'model': {
-      'resolution': (32, 32),
-      'hidden_size': 64,
-      'mlp_size': 128,
-      'num_layers': 2,
+  ],
+  'debug': [
+    configuration.DEBUG,
+    {
+      'model': {
+        'resolution': (8, 8),
+        'hidden_size': 32,
+        'mlp_size': 32,
+        'num_layers': 1,
+      },
+      'data': {'sizes': (32, 8)},
     },
-    'data': SPORTS | {'sizes': (128, 32)},
-    'optimizer': {
-      'name': 'adamw',
-      'learning_rate': 1e-3,
-      'warmup_steps': 50,
-      'decay': 'cosine',
-      'weight_decay': 0.01,
-      'clip_norm': 1.0,
-    },
-    'ema_decay': 0.98,
-    'batch_size': 16,
-    'eval_batch_size': 48,
-    'num_steps': 400,
-    'log_every': 10,
-    'eval_every': 100,
-    'sample_every': 100,
-    'save_every': 50,
-  },
-  'debug': {
-    'model': {
-      'resolution': (8, 8),
-      'hidden_size': 32,
-      'mlp_size': 32,
-      'num_layers': 1,
-    },
-    'data': {'name': 'folder', 'sizes': (32, 8)},
-    'batch_size': 8,
-    'eval_batch_size': 8,
-    'num_steps': 20,
-    'sample_pictures': 4,
-    'log_every': 2,
-    'eval_every': 10,
-    'sample_every': 10,
-    'save_every': 5,
-  },
+  ],
 }
 
 
