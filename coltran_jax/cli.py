@@ -14,7 +14,11 @@ _log = logging.getLogger('coltran')
 
 
 def main(argv=None):
-  """Returns the exit code: 0 fine, 1 some files failed, 2 usage, 3 weights."""
+  """Returns the exit code.
+
+  0 fine, 1 something failed, 2 usage, 3 weights, 42 training was stopped and
+  wants to be started again.
+  """
   parser = _parser()
   args = parser.parse_args(argv)
   if args.version:
@@ -325,7 +329,10 @@ def _train(args):
       'no data: give --data_dir DIR (made by `coltran prepare`)', EXIT_USAGE
     )
   _cache_compilations(jax)
-  distributed.initialize(*processes)  # Before anything asks for a device.
+  try:
+    distributed.initialize(*processes)  # Before anything asks for a device.
+  except (RuntimeError, TypeError, ValueError) as error:
+    return _fail(f'cannot join the other processes: {error}', EXIT_USAGE)
   signal.signal(signal.SIGINT, _terminate_once)
 
   from coltran_jax import checkpoint, train
@@ -359,11 +366,12 @@ def _terminate_once(number, frame):
 
 
 def _export(args):
-  from coltran_jax import checkpoint, export, run_directory
+  from coltran_jax import export, run_directory
 
   try:
     name, step = export.export(args.workdir, args.output, args.step)
-  except (run_directory.RunError, checkpoint.CheckpointError) as error:
+  # ValueError, too: the model of another version.
+  except (run_directory.RunError, OSError, ValueError) as error:
     return _fail(error, EXIT_WEIGHTS)
   _log.info('%s/%s: step %d of %s', args.output, name, step, args.workdir)
   return 0

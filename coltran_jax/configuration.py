@@ -15,6 +15,7 @@ import ml_collections
 # Changes that the variants of several configs share; see the configs.
 SPORTS_DATA = {'name': 'sports', 'flip': True, 'min_crop': 0.7}
 FINETUNE = {
+  'init_from': 'weights',
   'data': SPORTS_DATA,
   'optimizer': {'learning_rate': 3e-5, 'warmup_steps': 200, 'clip_norm': 1.0},
   'num_steps': 3000,

@@ -25,7 +25,9 @@ def initialize(coordinator=None, num_processes=None, process_id=None):
     return
   try:
     jax.distributed.initialize()
-  except ValueError:  # Nothing says that there are others.
+  except ValueError as error:
+    if 'coordinator_address' not in str(error):
+      raise  # Something says that there are others, but not all of it.
     with socket.socket() as probe:
       probe.bind(('localhost', 0))
       port = probe.getsockname()[1]

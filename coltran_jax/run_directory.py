@@ -1,6 +1,7 @@
 """What a training run keeps on disk: its config, its checkpoints.
 
-    WORKDIR/config.json         the config it was started with
+    WORKDIR/config.json         the config of the newest checkpoint
+    WORKDIR/losses.json         of evaluations, by step
     WORKDIR/checkpoints/STEP/   orbax: state, and meta (JSON)
     WORKDIR/metrics.jsonl       see `run_log`
     WORKDIR/samples/STEP.png
@@ -13,10 +14,12 @@ silence; a damaged checkpoint is passed over, loudly, for the next older one.
 import json
 import logging
 import pathlib
+import time
 
 import flax.serialization
 import flax.traverse_util
 import jax
+from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -66,10 +69,10 @@ class RunDirectory:
     self._change_config = change_config
     try:
       self.path.mkdir(parents=True, exist_ok=True)
-      self._check_config(change_config)
-      self._best = _KeepBest({})
+      self._best = _KeepBest(_read_losses(self.path))
       self._manager = _open(self.path, self._best, config.keep)
-      self._best.losses = _losses(self._manager)
+      if self._manager.all_steps() and not change_config:
+        self._check_config()
     except (OSError, ValueError) as error:
       raise RunError(f'{self.path}: {error}') from error
 
@@ -79,38 +82,39 @@ class RunDirectory:
   def __exit__(self, kind, error, trace):
     if kind is None:
       self.finish()
-    self._manager.close()
+    try:
+      self._manager.close()
+    except Exception as other:  # Of a save that was under way.
+      _log.error('%s: %s', self.path, checkpoint.first_line(other))
 
-  def _check_config(self, change_config):
+  def _check_config(self):
     file = self.path / 'config.json'
-    if file.exists():
-      try:
-        old = json.loads(file.read_text(encoding='utf-8'))
-      except ValueError as error:
-        raise RunError(f'{file} cannot be read: {error}') from error
-      lines = configuration.differences(old, self._config)
-      if lines and not change_config:
-        raise RunError(
-          f'{self.path} is a run with another config ({"; ".join(lines)}); '
-          'choose another --workdir, or go on with --change-config'
-        )
-      if not lines:
-        return
-    if jax.process_index() == 0:
-      beside = file.with_suffix('.incomplete')
-      beside.write_text(json.dumps(self._config, indent=2) + '\n', 'utf-8')
-      beside.rename(file)
+    try:
+      old = json.loads(file.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+      raise RunError(f'{file} cannot be read: {error}') from error
+    lines = configuration.differences(old, self._config)
+    if lines:
+      raise RunError(
+        f'{self.path} is a run with another config ({"; ".join(lines)}); '
+        'choose another --workdir, or go on with --change-config'
+      )
 
-  def save(self, step, state, notes, loss=None):
+  def record_loss(self, step, loss):
+    """Notes the loss of an evaluation; the best checkpoint is kept."""
+    self._best.losses[step] = loss
+    _write_json(self.path / 'losses.json', self._best.losses)
+
+  def save(self, step, state, notes):
     """Starts to write a checkpoint; the state may be donated at once.
 
-    notes: JSON-ready dict that `restore` returns. loss: of an evaluation at
-    this step; the checkpoint with the lowest is kept.
+    notes: JSON-ready dict that `restore` returns.
 
     Raises RunError if this or the last one cannot be written.
     """
     if step in self._manager.all_steps():
       return
+    _write_json(self.path / 'config.json', self._config)
     tree = flax.serialization.to_state_dict(state)
     meta = {
       'step': step,
@@ -118,10 +122,7 @@ class RunDirectory:
       'config': self._config,
       'data_fingerprint': self._data_fingerprint,
       'notes': notes,
-      'loss': loss,
     }
-    if loss is not None:
-      self._best.losses[step] = loss
     try:
       self._manager.save(
         step,
@@ -155,32 +156,47 @@ class RunDirectory:
 
     shapes: the state as ShapeDtypeStructs with shardings: of any mesh.
 
+    Damaged ones are moved to WORKDIR/damaged-STEP-*.
+
     Raises RunError if there are checkpoints but none is sound, or if one
-    belongs to another data set or another config.
+    belongs to another data set.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
+    damaged, reason = [], None
     for step in steps:
       try:
         state, meta = self._restore_step(step, shapes)
       except Exception as error:  # orbax and tensorstore raise many kinds.
         if isinstance(error, RunError):
           raise
+        reason = checkpoint.first_line(error)
+        damaged.append(step)
         _log.error(
           'checkpoint %d of %s is damaged, taking the one before it: %s',
           step,
           self.path,
-          checkpoint.first_line(error),
+          reason,
         )
         continue
-      for damaged in steps[: steps.index(step)]:
-        # Else the run could not save this step again.
-        self._manager.delete(damaged)
+      self._set_aside(damaged)
       return state, meta['notes']
     if steps:
       raise RunError(
-        f'none of the checkpoints {sorted(steps)} in {self.path} can be read'
+        f'none of the checkpoints {sorted(steps)} in {self.path} can be read, '
+        f'or they are of another model or optimizer: {reason}'
       )
     return None
+
+  def _set_aside(self, steps):
+    """Moves checkpoints out of the way of those that come at their steps."""
+    for step in steps if jax.process_index() == 0 else ():
+      folder = self.path / 'checkpoints' / str(step)
+      name = f'damaged-{step}-{time.time_ns()}'
+      folder.rename(self.path / name)
+      _log.error('the damaged checkpoint is now %s', self.path / name)
+    if steps:
+      multihost_utils.sync_global_devices('damaged checkpoints set aside')
+      self._manager.reload()
 
   def _restore_step(self, step, shapes):
     meta = _read_meta(self._manager, step)
@@ -264,8 +280,9 @@ def load_weights(workdir, step=None):
     if not steps:
       raise RunError(f'{path} has no finished checkpoint')
     if step is None:
-      losses = _losses(manager)
-      step = min(losses, key=losses.get, default=steps[-1])
+      losses = _read_losses(path)
+      evaluated = [step for step in steps if step in losses]
+      step = min(evaluated, key=losses.get, default=steps[-1])
     if step not in steps:
       raise RunError(f'{path} has no checkpoint {step}; there are {steps}')
     try:
@@ -280,20 +297,25 @@ def load_weights(workdir, step=None):
   return meta['config'], step, tree['ema_params'], tree.get('collections', {})
 
 
-def _losses(manager):
-  """Returns {step: loss} of the checkpoints that were evaluated."""
-  losses = {}
-  for step in manager.all_steps():
-    try:
-      loss = _read_meta(manager, step)['loss']
-    except Exception as error:  # orbax and tensorstore raise many kinds.
-      _log.warning(
-        'left out checkpoint %d: %s', step, checkpoint.first_line(error)
-      )
-      continue
-    if loss is not None:
-      losses[step] = loss
-  return losses
+def _read_losses(path):
+  """Returns {step: loss} of the evaluations of the run in a directory."""
+  file = path / 'losses.json'
+  if not file.exists():
+    return {}
+  try:
+    losses = json.loads(file.read_text(encoding='utf-8'))
+    return {int(step): float(loss) for step, loss in losses.items()}
+  except (OSError, ValueError, TypeError, AttributeError) as error:
+    _log.warning('%s is left out: %s', file, error)
+    return {}
+
+
+def _write_json(file, value):
+  """Writes a file whole or not at all, on the first process."""
+  if jax.process_index() == 0:
+    beside = file.with_suffix('.incomplete')
+    beside.write_text(json.dumps(value, indent=2) + '\n', 'utf-8')
+    beside.rename(file)
 
 
 def _read_meta(manager, step):

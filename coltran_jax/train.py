@@ -49,12 +49,9 @@ class Metrics:
   def _read(self):
     step, metrics = self._flying.popleft()
     values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    wrong = [f'{k} is {v}' for k, v in values.items() if not np.isfinite(v)]
-    if wrong:
-      raise RunError(
-        f'step {step}: {", ".join(wrong)}; the checkpoints before it are good. '
-        'Try a lower optimizer.learning_rate or an optimizer.clip_norm'
-      )
+    _check_finite(f'step {step}', values)
+    if self.pending and self.pending[-1].keys() != values.keys():
+      self.pending = []  # Of another loss, before the config was changed.
     self.pending.append(values)
     if step % self._log_every == 0:
       means = {
@@ -65,6 +62,15 @@ class Metrics:
       self.pending = []
       if self._log:
         self._log.train(step, means)
+
+
+def _check_finite(what, values):
+  wrong = [f'{k} is {v}' for k, v in values.items() if not np.isfinite(v)]
+  if wrong:
+    raise RunError(
+      f'{what}: {", ".join(wrong)}; the checkpoints before it are good. '
+      'Try a lower optimizer.learning_rate or an optimizer.clip_norm'
+    )
 
 
 def train_and_evaluate(
@@ -140,8 +146,8 @@ def _loop(
   metrics = Metrics(log, one.schedule, config.log_every, notes['pending'])
 
   def look(step):
-    """Evaluates and samples where that is due; returns the loss or None."""
-    start, result = time.monotonic(), None
+    """Evaluates and samples where that is due."""
+    start = time.monotonic()
     last = step == config.num_steps
     if last or step % config.eval_every == 0:
       limit = None if config.eval_pictures < 0 else config.eval_pictures
@@ -153,6 +159,8 @@ def _loop(
         **hosts,
       )
       result = one.evaluate(state.ema_variables, eval_batches)
+      _check_finite(f'evaluation after step {step}', result)
+      run.record_loss(step, result['loss'])
       if log:
         log.evaluation(step, result)
     if last or step % config.sample_every == 0:
@@ -161,11 +169,10 @@ def _loop(
         log.samples(step, sheet)
     if log:
       log.pause(time.monotonic() - start)
-    return result['loss'] if result else None
 
   if notes['due']:  # Stopped before it could look at its results.
     look(first)
-  tracing = first + 2 if profile else None
+  tracing = first + 2 if profile and first + 2 <= config.num_steps else None
   for step in range(first + 1, config.num_steps + 1):
     if step == tracing:
       metrics.drain()
@@ -189,10 +196,10 @@ def _loop(
     )
     if not (due or preempted):
       continue
-    metrics.drain()  # Nothing that is not finite gets into a checkpoint.
-    loss = None if preempted else look(step)
-    notes = {'pending': metrics.pending, 'due': preempted}
-    run.save(step, state, notes, loss)
+    metrics.drain()  # No step that was not finite gets into a checkpoint.
+    if not preempted:
+      look(step)
+    run.save(step, state, {'pending': metrics.pending, 'due': preempted})
     if preempted:
       run.finish()
       raise Preempted(f'stopped after step {step}; it is saved')

@@ -117,6 +117,12 @@ def make_eval_step(model, loss):
   return eval_step
 
 
+_COUNTS = (
+  *('batch_size', 'accumulate', 'num_steps', 'eval_batch_size', 'keep'),
+  *('sample_pictures', 'log_every', 'eval_every', 'sample_every', 'save_every'),
+)
+
+
 class Trainer:
   """A run: model, step, state and where they live on the devices.
 
@@ -124,7 +130,7 @@ class Trainer:
     config: a locked config, see `configuration.training`.
     mesh: None makes that of the config.
 
-  Raises RunError, ConfigError or CheckpointError for what cannot be.
+  Raises ConfigError for what cannot be trained.
   """
 
   def __init__(self, config, mesh=None):
@@ -140,11 +146,11 @@ class Trainer:
       inspect.signature(self.loss).bind_partial()  # TypeError if unknown.
       frozen = losses.frozen(self.loss)
       self._check()
+      shapes = jax.eval_shape(self._create)
     except (TypeError, ValueError) as error:
       raise configuration.ConfigError(str(error)) from error
     self.frozen = sharding.replicate(self.mesh, frozen)
     self.rng = sharding.replicate(self.mesh, jax.random.key(config.seed))
-    shapes = jax.eval_shape(self._create)
     self.state_sharding = sharding.of_state(self.mesh, shapes)
     self.state_shapes = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -170,6 +176,15 @@ class Trainer:
 
   def _check(self):
     config, devices = self.config, self.mesh.size
+    for key in _COUNTS:
+      if config[key] < 1:
+        raise ValueError(f'{key} must be 1 or more, not {config[key]}')
+    if config.eval_pictures == 0 or config.eval_pictures < -1:
+      raise ValueError('eval_pictures must be 1 or more, or -1 for all')
+    if config.seed < 0 or not 0 < config.data.min_crop <= 1:
+      raise ValueError('seed must be 0 or more, data.min_crop in 0..1')
+    if not config.data.sizes or min(config.data.sizes) < 1:
+      raise ValueError('data.sizes must be sides in pixels')
     for key, parts in (
       ('batch_size', config.accumulate * devices),
       ('eval_batch_size', devices),
@@ -209,7 +224,10 @@ class Trainer:
     return create(models.split(tree))
 
   def compile(self):
-    """Returns the compiled train step, for batches without 'channel'."""
+    """Returns the compiled train step, for batches without 'channel'.
+
+    Raises ConfigError if model, loss and data do not fit together.
+    """
     size = self.config.data.sizes[-1]
     batch = {
       'image': jax.ShapeDtypeStruct(
@@ -218,9 +236,14 @@ class Trainer:
         sharding=sharding.of_batch(self.mesh),
       )
     }
-    lowered = self.train_step.lower(
-      self.state_shapes, batch, self.rng, self.frozen
-    )
+    try:
+      lowered = self.train_step.lower(
+        self.state_shapes, batch, self.rng, self.frozen
+      )
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+      raise configuration.ConfigError(
+        f'the config cannot be trained: {checkpoint.first_line(error)}'
+      ) from error
     # The CPU's default order of operations takes a fifth more memory, to run
     # several at once, and gains nothing where each takes all cores.
     cpu = self.mesh.devices.flat[0].platform == 'cpu'

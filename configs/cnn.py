@@ -37,6 +37,7 @@ def get_config(arg=''):
     loss={'kind': 'lpips_vgg16', 'protocol': 'study'},
     data=configuration.SPORTS_DATA | {'sizes': (224,)},
     optimizer={'name': 'adam', 'learning_rate': 1e-3},
+    ema_decay=0.99,
     batch_size=16,
     eval_batch_size=16,
     num_steps=100_000,

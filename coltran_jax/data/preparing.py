@@ -103,9 +103,8 @@ def prepare(name, source, data_dir, workers=None):
       return _prepare_imagenet(source, data_dir)
     return _prepare(name, pathlib.Path(source), data_dir, workers)
   except OSError as error:
-    raise DataError(f'{error.filename or data_dir}: {error.strerror}') from (
-      error
-    )
+    reason = error.strerror or str(error)  # tfds gives the latter alone.
+    raise DataError(f'{error.filename or data_dir}: {reason}') from error
 
 
 def _prepare(name, source, data_dir, workers):

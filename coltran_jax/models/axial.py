@@ -31,6 +31,10 @@ class AxialAttention(nn.Module):
   dtype: str = 'float32'
 
   def setup(self):
+    if self.features % self.num_heads:
+      raise ValueError(
+        f'{self.num_heads} heads cannot share {self.features} features'
+      )
     size = self.features // self.num_heads
     self.kernels = {
       name: self.param(
