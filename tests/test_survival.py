@@ -84,7 +84,7 @@ def test_sigterm_saves_and_asks_to_be_started_again(
   tmp_path, data_dir, undisturbed
 ):
   process = start(tmp_path, data_dir, *SLOWLY, *ENDLESS)
-  wait_for(process, lambda: (tmp_path / 'metrics.jsonl').exists())
+  wait_for(process, lambda: len(training.steps(tmp_path)) > 1)
   process.send_signal(signal.SIGTERM)
   _, errors = process.communicate(timeout=120)
   assert process.returncode == 42, errors
