@@ -334,6 +334,8 @@ def _train(args):
   except (RuntimeError, TypeError, ValueError) as error:
     return _fail(f'cannot join the other processes: {error}', EXIT_USAGE)
   signal.signal(signal.SIGINT, _terminate_once)
+  if jax.process_count() == 1:
+    signal.signal(signal.SIGTERM, distributed.request_stop)
 
   from coltran_jax import checkpoint, train
   from coltran_jax.data import sources

@@ -5,6 +5,7 @@ see at the same step (`jax.experimental.multihost_utils`).
 """
 
 import socket
+import threading
 
 import jax
 
@@ -32,3 +33,13 @@ def initialize(coordinator=None, num_processes=None, process_id=None):
       probe.bind(('localhost', 0))
       port = probe.getsockname()[1]
     jax.distributed.initialize(f'localhost:{port}', 1, 0)
+
+
+_stop = threading.Event()
+stop_requested = _stop.is_set
+
+
+def request_stop(number, frame):
+  """A signal handler for a process that is alone: jax's notice can be late."""
+  del number, frame
+  _stop.set()

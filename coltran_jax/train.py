@@ -13,7 +13,14 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from coltran_jax import preview, run_directory, run_log, sharding, trainer
+from coltran_jax import (
+  distributed,
+  preview,
+  run_directory,
+  run_log,
+  sharding,
+  trainer,
+)
 from coltran_jax.data import input_pipeline, sources
 
 _log = logging.getLogger('coltran')
@@ -189,7 +196,10 @@ def _loop(
       _log.info('steps %d to %d are in %s/profile', tracing, step, run.path)
       tracing = None
 
-    preempted = multihost_utils.reached_preemption_sync_point(step)
+    preempted = (
+      distributed.stop_requested()
+      or multihost_utils.reached_preemption_sync_point(step)
+    )
     due = step == config.num_steps or any(
       step % every == 0
       for every in (config.eval_every, config.sample_every, config.save_every)
