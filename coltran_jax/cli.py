@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import pathlib
-import signal
 import sys
 
 EXIT_FAILED, EXIT_USAGE, EXIT_WEIGHTS, EXIT_RESUME = 1, 2, 3, 42
@@ -333,9 +332,7 @@ def _train(args):
     distributed.initialize(*processes)  # Before anything asks for a device.
   except (RuntimeError, TypeError, ValueError) as error:
     return _fail(f'cannot join the other processes: {error}', EXIT_USAGE)
-  signal.signal(signal.SIGINT, _terminate_once)
-  if jax.process_count() == 1:
-    signal.signal(signal.SIGTERM, distributed.request_stop)
+  distributed.catch_signals()
 
   from coltran_jax import checkpoint, train
   from coltran_jax.data import sources
@@ -357,14 +354,6 @@ def _train(args):
   except (train.RunError, sources.DataError, OSError) as error:
     return _fail(error, EXIT_FAILED)
   return 0
-
-
-def _terminate_once(number, frame):
-  """Makes Ctrl-C a SIGTERM, which saves; a second one stops at once."""
-  del number, frame
-  signal.signal(signal.SIGINT, signal.default_int_handler)
-  print('saving; press Ctrl-C again to stop at once', file=sys.stderr)
-  signal.raise_signal(signal.SIGTERM)
 
 
 def _export(args):

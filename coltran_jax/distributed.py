@@ -1,13 +1,13 @@
-"""Joins the processes of a run, also when there is only one.
+"""Joins the processes of a run, and tells all at one step that it shall stop."""
 
-Even alone: jax then turns SIGTERM into a preemption notice that all processes
-see at the same step (`jax.experimental.multihost_utils`).
-"""
-
-import socket
+import signal
+import sys
 import threading
 
 import jax
+from jax.experimental import multihost_utils
+
+_stop = threading.Event()
 
 
 def initialize(coordinator=None, num_processes=None, process_id=None):
@@ -29,17 +29,29 @@ def initialize(coordinator=None, num_processes=None, process_id=None):
   except ValueError as error:
     if 'coordinator_address' not in str(error):
       raise  # Something says that there are others, but not all of it.
-    with socket.socket() as probe:
-      probe.bind(('localhost', 0))
-      port = probe.getsockname()[1]
-    jax.distributed.initialize(f'localhost:{port}', 1, 0)
 
 
-_stop = threading.Event()
-stop_requested = _stop.is_set
+def catch_signals():
+  """Makes SIGTERM and Ctrl-C ask for a stop; call it after `initialize`."""
+  if jax.process_count() == 1:  # Else jax's own handler must stay.
+    signal.signal(signal.SIGTERM, lambda *_: _stop.set())
+  signal.signal(signal.SIGINT, _terminate_once)
 
 
-def request_stop(number, frame):
-  """A signal handler for a process that is alone: jax's notice can be late."""
+def _terminate_once(number, frame):
+  """Makes Ctrl-C a SIGTERM, which saves; a second one stops at once."""
   del number, frame
-  _stop.set()
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  print('saving; press Ctrl-C again to stop at once', file=sys.stderr)
+  signal.raise_signal(signal.SIGTERM)
+
+
+def stop_requested(step):
+  """Returns True at the step after which the run shall stop, on all processes.
+
+  Call it after every step. Several processes agree on a step through jax. That
+  is not used for one: its notice was seen to be missed.
+  """
+  if jax.process_count() == 1:
+    return _stop.is_set()
+  return multihost_utils.reached_preemption_sync_point(step)

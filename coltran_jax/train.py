@@ -10,7 +10,6 @@ import logging
 import time
 
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 
 from coltran_jax import (
@@ -196,10 +195,7 @@ def _loop(
       _log.info('steps %d to %d are in %s/profile', tracing, step, run.path)
       tracing = None
 
-    preempted = (
-      distributed.stop_requested()
-      or multihost_utils.reached_preemption_sync_point(step)
-    )
+    preempted = distributed.stop_requested(step)
     due = step == config.num_steps or any(
       step % every == 0
       for every in (config.eval_every, config.sample_every, config.save_every)

@@ -39,8 +39,8 @@ def preempt_after(monkeypatch):
 
   def set_step(step):
     monkeypatch.setattr(
-      train.multihost_utils,
-      'reached_preemption_sync_point',
+      train.distributed,
+      'stop_requested',
       lambda now: now == step,
     )
 
