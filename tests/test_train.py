@@ -415,7 +415,7 @@ def test_three_trained_stages_are_exported_and_color_a_photo(
   tmp_path, data_dir
 ):
   for stage in training.STAGES:
-    config = training.config(stage, num_steps=1)
+    config = training.config(stage, num_steps=1, mesh__data=1)
     train.train_and_evaluate(config, tmp_path / stage, data_dir)
     code = cli.main(
       ['export', str(tmp_path / stage), str(tmp_path / 'weights')]

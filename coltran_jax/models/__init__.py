@@ -1,5 +1,7 @@
 """The networks, by the name that files, configs and checkpoints use."""
 
+import functools
+
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -104,6 +106,7 @@ def split(tree):
   }
 
 
+@functools.lru_cache(maxsize=16)
 def parameter_shapes(model):
   """Returns {path: shape} of that tree, without computing anything."""
   tree = jax.eval_shape(lambda key: join(init(model, key)), jax.random.key(0))
