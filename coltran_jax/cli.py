@@ -2,12 +2,12 @@
 
 import argparse
 import logging
-import math
 import os
 import pathlib
 import sys
 
-EXIT_FAILED, EXIT_USAGE, EXIT_WEIGHTS, EXIT_RESUME = 1, 2, 3, 42
+from coltran_jax import cli_evaluate, command
+
 _DATA_SETS = ('folder', 'sports', 'imagenet2012')
 _log = logging.getLogger('coltran')
 
@@ -25,7 +25,9 @@ def main(argv=None):
     return 0
   if not args.run:
     parser.print_help(sys.stderr)
-    return EXIT_USAGE
+    return command.EXIT_USAGE
+  if argv is None and args.run is _train:
+    _use_huge_pages()
   level = logging.WARNING if args.quiet else logging.INFO
   logging.basicConfig(level=logging.WARNING, format='%(message)s')
   _log.setLevel(level)
@@ -67,16 +69,23 @@ def _parser():
     '$COLTRAN_WEIGHTS)',
   )
   add.add_argument(
+    '--model',
+    choices=('coltran', 'cnn'),
+    default='coltran',
+    help="'cnn' is the baseline: one coloring a photo, no --temperature, "
+    '--sampler or --fast (default: coltran)',
+  )
+  add.add_argument(
     '-n',
     '--num-samples',
-    type=_count,
+    type=command.count,
     default=1,
     help='colorings a photo; more than one adds a contact sheet (default: 1)',
   )
-  add.add_argument('--seed', type=_seed, default=0, help='default: 0')
+  add.add_argument('--seed', type=command.seed, default=0, help='default: 0')
   add.add_argument(
     '--temperature',
-    type=_temperature,
+    type=command.temperature,
     default=1.0,
     help='0 takes the most probable colors (default: 1.0)',
   )
@@ -100,7 +109,7 @@ def _parser():
   )
   add.add_argument(
     '--chunk',
-    type=_count,
+    type=command.count,
     default=8,
     help='lines that stages two and three work on at a time: less takes less '
     'memory (default: 8)',
@@ -127,9 +136,10 @@ def _parser():
     'convert',
     help='convert the published checkpoints',
     description='Convert TensorFlow checkpoints of ColTran, without '
-    'TensorFlow: one stage, or the unzipped folder of all three.',
+    'TensorFlow: one stage, or the unzipped folder of all three. Or a PyTorch '
+    "file of the study's CNN, with PyTorch.",
   )
-  add.add_argument('source', metavar='TF_CHECKPOINT_DIR')
+  add.add_argument('source', metavar='TF_CHECKPOINT_DIR|MODEL.pth')
   add.add_argument('output', metavar='OUT_DIR')
   add.add_argument(
     '--raw',
@@ -158,7 +168,7 @@ def _parser():
     help='folder of data sets; it becomes DIR/NAME',
   )
   add.add_argument(
-    '--workers', type=_count, help='processes (default: one a CPU)'
+    '--workers', type=command.count, help='processes (default: one a CPU)'
   )
   add.add_argument(
     '-q', '--quiet', action='store_true', help='warnings and errors only'
@@ -208,7 +218,7 @@ def _parser():
     help='of process 0, with --num-processes and --process-id, where nothing '
     'else tells the processes of each other (TPU, GKE and Slurm do)',
   )
-  add.add_argument('--num-processes', type=_count)
+  add.add_argument('--num-processes', type=command.count)
   add.add_argument('--process-id', type=int)
   add.add_argument('-q', '--quiet', action='store_true', help='errors only')
   add.set_defaults(run=_train)
@@ -223,34 +233,14 @@ def _parser():
   add.add_argument('output', metavar='OUT_DIR')
   add.add_argument(
     '--step',
-    type=_count,
+    type=command.count,
     help='of a checkpoint (default: that with the lowest evaluation loss)',
   )
   add.add_argument('-q', '--quiet', action='store_true', help='errors only')
   add.set_defaults(run=_export)
+
+  cli_evaluate.add(commands)
   return parser
-
-
-def _number(kind, text, low, high, wanted):
-  try:
-    value = kind(text)
-  except ValueError:
-    value = None
-  if value is None or not low <= value < high:
-    raise argparse.ArgumentTypeError(f'must be {wanted}, not {text!r}')
-  return value
-
-
-def _count(text):
-  return _number(int, text, 1, math.inf, 'a whole number, 1 or more')
-
-
-def _seed(text):
-  return _number(int, text, 0, 1 << 32, 'a whole number, 0 to 4294967295')
-
-
-def _temperature(text):
-  return _number(float, text, 0, math.inf, 'a number, 0 or more')
 
 
 def _version():
@@ -260,11 +250,6 @@ def _version():
     return metadata.version('coltran-jax')
   except metadata.PackageNotFoundError:
     return 'not installed'
-
-
-def _fail(message, code):
-  print(f'coltran: {message}', file=sys.stderr)
-  return code
 
 
 def _convert(args):
@@ -279,9 +264,9 @@ def _convert(args):
     convert.ConversionError,
     checkpoint.CheckpointError,
   ) as error:
-    return _fail(error, EXIT_WEIGHTS)
+    return command.fail(error, command.EXIT_WEIGHTS)
   _log.info('%s: %s', args.output, ', '.join(stages))
-  missing = sorted(set(models.MODELS) - set(stages))
+  missing = sorted(set(models.MODELS) - {'cnn', *stages})
   if len(stages) > 1 and missing:
     _log.warning('%s has no %s', args.source, ', '.join(missing))
   return 0
@@ -295,7 +280,7 @@ def _prepare(args):
       args.name, args.source, args.data_dir, args.workers
     )
   except preparing.DataError as error:
-    return _fail(error, EXIT_USAGE)
+    return command.fail(error, command.EXIT_USAGE)
   _log.info(
     '%s: %s',
     pathlib.Path(args.data_dir, args.name),
@@ -306,7 +291,19 @@ def _prepare(args):
   if not report.skipped:
     return 0
   print(f'coltran: {len(report.skipped)} pictures skipped', file=sys.stderr)
-  return EXIT_FAILED
+  return command.EXIT_FAILED
+
+
+def _use_huge_pages():
+  """Starts this command anew with memory in huge pages, where libc has them.
+
+  A step's temporary memory is new each time: in pages of 4 kB the kernel takes
+  a fifth of a step on a CPU to hand it out. libc reads the setting at start.
+  """
+  name = 'GLIBC_TUNABLES'
+  if sys.platform == 'linux' and name not in os.environ:
+    os.environ[name] = 'glibc.malloc.hugetlb=1'
+    os.execv(sys.executable, sys.orig_argv)
 
 
 def _train(args):
@@ -316,22 +313,26 @@ def _train(args):
 
   processes = (args.coordinator, args.num_processes, args.process_id)
   if None in processes and processes != (None,) * 3:
-    return _fail(
-      '--coordinator, --num-processes and --process-id go together', EXIT_USAGE
+    return command.fail(
+      '--coordinator, --num-processes and --process-id go together',
+      command.EXIT_USAGE,
     )
   try:
     config = configuration.load(args.config, args.set)
   except configuration.ConfigError as error:
-    return _fail(error, EXIT_USAGE)
+    return command.fail(error, command.EXIT_USAGE)
   if not args.data_dir:
-    return _fail(
-      'no data: give --data_dir DIR (made by `coltran prepare`)', EXIT_USAGE
+    return command.fail(
+      'no data: give --data_dir DIR (made by `coltran prepare`)',
+      command.EXIT_USAGE,
     )
-  _cache_compilations(jax)
+  command.keep_programs(jax)
   try:
     distributed.initialize(*processes)  # Before anything asks for a device.
   except (RuntimeError, TypeError, ValueError) as error:
-    return _fail(f'cannot join the other processes: {error}', EXIT_USAGE)
+    return command.fail(
+      f'cannot join the other processes: {error}', command.EXIT_USAGE
+    )
   distributed.catch_signals()
 
   from coltran_jax import checkpoint, train
@@ -346,13 +347,15 @@ def _train(args):
       change_config=args.change_config,
     )
   except train.Preempted as notice:
-    return _fail(f'{notice}; the same command goes on', EXIT_RESUME)
+    return command.fail(
+      f'{notice}; the same command goes on', command.EXIT_RESUME
+    )
   except configuration.ConfigError as error:
-    return _fail(error, EXIT_USAGE)
+    return command.fail(error, command.EXIT_USAGE)
   except checkpoint.CheckpointError as error:
-    return _fail(error, EXIT_WEIGHTS)
+    return command.fail(error, command.EXIT_WEIGHTS)
   except (train.RunError, sources.DataError, OSError) as error:
-    return _fail(error, EXIT_FAILED)
+    return command.fail(error, command.EXIT_FAILED)
   return 0
 
 
@@ -363,7 +366,7 @@ def _export(args):
     name, step = export.export(args.workdir, args.output, args.step)
   # ValueError, too: the model of another version.
   except (run_directory.RunError, OSError, ValueError) as error:
-    return _fail(error, EXIT_WEIGHTS)
+    return command.fail(error, command.EXIT_WEIGHTS)
   _log.info('%s/%s: step %d of %s', args.output, name, step, args.workdir)
   return 0
 
@@ -372,12 +375,16 @@ def _colorize(args):
   from coltran_jax import batch
 
   if args.fast and args.size != 'original':
-    return _fail('--fast needs --size original', EXIT_USAGE)
+    return command.fail('--fast needs --size original', command.EXIT_USAGE)
+  if args.model == 'cnn' and args.num_samples > 1:
+    return command.fail(
+      'the CNN has one coloring a photo: leave out -n', command.EXIT_USAGE
+    )
   if not args.weights:
-    return _fail(
+    return command.fail(
       'no weights: give --weights DIR (made by `coltran convert` from the '
       'published checkpoints)',
-      EXIT_WEIGHTS,
+      command.EXIT_WEIGHTS,
     )
   try:
     jobs = batch.plan(
@@ -386,35 +393,40 @@ def _colorize(args):
     if args.before_after:
       batch.check_before_after(jobs, args.before_after)
   except batch.UsageError as error:
-    return _fail(error, EXIT_USAGE)
+    return command.fail(error, command.EXIT_USAGE)
   to_stdout = not all(job.outputs or job.error for job in jobs)
   if to_stdout and sys.stdout is None:
-    return _fail('stdout is closed', EXIT_USAGE)
+    return command.fail('stdout is closed', command.EXIT_USAGE)
   if to_stdout and sys.stdout.isatty():
-    return _fail(
+    return command.fail(
       'a terminal shows no pictures; redirect stdout or give -o FILE',
-      EXIT_USAGE,
+      command.EXIT_USAGE,
     )
 
   import jax
 
-  from coltran_jax import checkpoint, pipeline
+  from coltran_jax import checkpoint, cnn_pipeline, pipeline
 
-  _cache_compilations(jax)
+  command.keep_programs(jax)
+  size = args.size if args.size == 'original' else int(args.size)
   try:
-    colorizer = pipeline.Colorizer.from_pretrained(
-      args.weights, fast=args.fast, chunk=args.chunk
-    )
+    if args.model == 'cnn':
+      colorizer = cnn_pipeline.CNNColorizer.from_pretrained(args.weights)
+      options = {'size': size}
+    else:
+      colorizer = pipeline.Colorizer.from_pretrained(
+        args.weights, fast=args.fast, chunk=args.chunk
+      )
+      options = {
+        'num_samples': args.num_samples,
+        'seed': args.seed,
+        'temperature': args.temperature,
+        'size': size,
+        'sampler': args.sampler,
+        'fast': args.fast,
+      }
   except checkpoint.CheckpointError as error:
-    return _fail(error, EXIT_WEIGHTS)
-  options = {
-    'num_samples': args.num_samples,
-    'seed': args.seed,
-    'temperature': args.temperature,
-    'size': args.size if args.size == 'original' else int(args.size),
-    'sampler': args.sampler,
-    'fast': args.fast,
-  }
+    return command.fail(error, command.EXIT_WEIGHTS)
   failed = batch.run(colorizer, jobs, options, resume=args.resume)
   if args.before_after:
     try:
@@ -423,23 +435,7 @@ def _colorize(args):
       failed.append(('--before-after', error))
   for name, reason in failed:
     print(f'coltran: failed: {name}: {reason}', file=sys.stderr)
-  return EXIT_FAILED if failed else 0
-
-
-def _cache_compilations(jax):
-  """Keeps compiled programs for the next start, unless told where already."""
-  # Small programs too: there are many, together they take over a second.
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
-  if jax.config.jax_compilation_cache_dir is not None:
-    return
-  try:
-    base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    folder = pathlib.Path(base) / 'coltran_jax'
-    folder.mkdir(parents=True, exist_ok=True)
-  except (OSError, RuntimeError):  # The latter: nobody knows a home.
-    return
-  if os.access(folder, os.W_OK):
-    jax.config.update('jax_compilation_cache_dir', str(folder))
+  return command.EXIT_FAILED if failed else 0
 
 
 if __name__ == '__main__':

@@ -59,35 +59,11 @@ class Colorizer:
 
     Raises CheckpointError if a stage is missing or wrong.
     """
-    directory = pathlib.Path(weights)
-    names = sorted(p.name for p in SHIPPED.glob('*') if p.is_dir())
-    if not directory.exists() and str(weights) in names:
-      directory = SHIPPED / directory
-    if not directory.is_dir():
-      shipped = f'nor one of {", ".join(names)}; ' if names else ''
-      raise checkpoint.CheckpointError(
-        f'no weights {str(weights)!r}: not a folder; {shipped}make one of the '
-        'published checkpoints with `coltran convert`'
-      )
-    stages = {}
-    for stage in STAGES[:2] if fast else STAGES:
-      folder = directory / stage
-      config, params = checkpoint.load(folder)
-      if config['name'] != stage:
-        raise checkpoint.CheckpointError(
-          f"{folder / 'config.json'}: 'name' is {config['name']!r}, expected "
-          f'{stage!r}'
-        )
-      try:
-        model = models.build(stage, config['model'])
-        expected = models.parameter_shapes(model)
-      except Exception as error:  # What is wrong in it decides the kind.
-        reason = ' '.join(str(error).split())[:300] or type(error).__name__
-        raise checkpoint.CheckpointError(
-          f'{folder / "config.json"}: {reason}'
-        ) from error
-      checkpoint.check_shapes(folder, params, expected)
-      stages[stage] = (model, params)
+    directory = find(weights)
+    stages = {
+      stage: load_stage(directory, stage)
+      for stage in (STAGES[:2] if fast else STAGES)
+    }
     _check_resolutions(directory, stages)
     return cls(stages, chunk=chunk)
 
@@ -120,17 +96,14 @@ class Colorizer:
       photo.PhotoError: the source cannot be read or the result not encoded.
       ValueError: options that make no sense.
     """
-    read = photo.read(source)
-    colored = self.colorize(
-      read, num_samples, seed, temperature, size, sampler, fast
+    return as_source(
+      source,
+      lambda read: self.colorize(
+        read, num_samples, seed, temperature, size, sampler, fast
+      ),
+      self,
+      size,
     )
-    if isinstance(source, (bytes, bytearray, memoryview)):
-      like = self.like(read, size)
-      return [photo.encode(pixels, like) for pixels in colored]
-    if isinstance(source, np.ndarray):
-      return colored
-    # PIL has no 16-bit RGB.
-    return [Image.fromarray(photo.eight_bit(pixels)) for pixels in colored]
 
   def colorize(
     self,
@@ -186,19 +159,8 @@ class Colorizer:
 
   def like(self, read, size):
     """Returns the Photo that a result of this size takes alpha and such from."""
-    if size == 'original':
-      return read
-    size = self._side('spatial_upsampler')
-    alpha = read.alpha
-    if alpha is not None:
-      alpha = image.square(photo.eight_bit(alpha), size)
-    # 16-bit numbers never left their profile, so nothing leads back to it.
-    deep = read.pixels.dtype == np.uint16
-    return dataclasses.replace(
-      read,
-      pixels=image.square(photo.eight_bit(read.pixels), size),
-      alpha=alpha,
-      icc_profile=None if deep else read.icc_profile,
+    return like(
+      read, size if size == 'original' else self._side('spatial_upsampler')
     )
 
   def run(self, gray, gray_full, keys, temperature=1.0, sampler='exact'):
@@ -235,6 +197,81 @@ class Colorizer:
 
   def _side(self, stage):
     return self._stages[stage][0].resolution[0]
+
+
+def find(weights):
+  """Returns the checkpoint directory (a Path) of a path or a shipped name.
+
+  Raises CheckpointError if there is none.
+  """
+  directory = pathlib.Path(weights)
+  names = sorted(p.name for p in SHIPPED.glob('*') if p.is_dir())
+  if not directory.exists() and str(weights) in names:
+    directory = SHIPPED / directory
+  if not directory.is_dir():
+    shipped = f'nor one of {", ".join(names)}; ' if names else ''
+    raise checkpoint.CheckpointError(
+      f'no weights {str(weights)!r}: not a folder; {shipped}make one of the '
+      'published checkpoints with `coltran convert`'
+    )
+  return directory
+
+
+def load_stage(directory, stage):
+  """Returns (model, tree of parameters) of one stage in a directory.
+
+  Raises CheckpointError if it is missing or wrong.
+  """
+  folder = directory / stage
+  config, params = checkpoint.load(folder)
+  if config['name'] != stage:
+    raise checkpoint.CheckpointError(
+      f"{folder / 'config.json'}: 'name' is {config['name']!r}, expected "
+      f'{stage!r}'
+    )
+  try:
+    model = models.build(stage, config['model'])
+    expected = models.parameter_shapes(model)
+  except Exception as error:  # What is wrong in it decides the kind.
+    reason = ' '.join(str(error).split())[:300] or type(error).__name__
+    raise checkpoint.CheckpointError(
+      f'{folder / "config.json"}: {reason}'
+    ) from error
+  checkpoint.check_shapes(folder, params, expected)
+  return model, params
+
+
+def like(read, size):
+  """Returns the Photo that a result takes alpha, profile and such from.
+
+  size: 'original', or the side of the central square in pixels.
+  """
+  if size == 'original':
+    return read
+  alpha = read.alpha
+  if alpha is not None:
+    alpha = image.square(photo.eight_bit(alpha), size)
+  # 16-bit numbers never left their profile, so nothing leads back to it.
+  deep = read.pixels.dtype == np.uint16
+  return dataclasses.replace(
+    read,
+    pixels=image.square(photo.eight_bit(read.pixels), size),
+    alpha=alpha,
+    icc_profile=None if deep else read.icc_profile,
+  )
+
+
+def as_source(source, colorize, colorizer, size):
+  """Returns colorize(photo) of any source, as things of the source's kind."""
+  read = photo.read(source)
+  colored = colorize(read)
+  if isinstance(source, (bytes, bytearray, memoryview)):
+    target = colorizer.like(read, size)
+    return [photo.encode(pixels, target) for pixels in colored]
+  if isinstance(source, np.ndarray):
+    return colored
+  # PIL has no 16-bit RGB.
+  return [Image.fromarray(photo.eight_bit(pixels)) for pixels in colored]
 
 
 def _check_resolutions(directory, stages):

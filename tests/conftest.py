@@ -17,10 +17,14 @@ import numpy as np
 import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-# Runs of training are the same few programs: each is compiled once. For this
-# process and those it starts, gone when it ends.
-COMPILED = tempfile.TemporaryDirectory(prefix='coltran-compiled-')
-jax.config.update('jax_compilation_cache_dir', COMPILED.name)
+# Runs of training are the same few programs: each is compiled once, for this
+# process and those it starts (pytest-xdist's workers), and gone when it ends.
+if 'COLTRAN_TEST_PROGRAMS' not in os.environ:
+  COMPILED = tempfile.TemporaryDirectory(prefix='coltran-compiled-')
+  os.environ['COLTRAN_TEST_PROGRAMS'] = COMPILED.name
+jax.config.update(
+  'jax_compilation_cache_dir', os.environ['COLTRAN_TEST_PROGRAMS']
+)
 hypothesis.settings.register_profile(
   'ci', deadline=None, derandomize=True, max_examples=60
 )

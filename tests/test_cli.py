@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageCms
 import pytest
 import skimage.data
 
-from coltran_jax import cli, convert, photo, pipeline, png_tiff
+from coltran_jax import cli, command, convert, photo, pipeline, png_tiff
 
 GRAY = skimage.data.coffee()[::4, ::4, 1].copy()  # 100x150
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
@@ -50,7 +50,7 @@ def weights(fixtures, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch):
   """Leaves the user's cache and this process's settings alone."""
-  monkeypatch.setattr(cli, '_cache_compilations', lambda jax: None)
+  monkeypatch.setattr(command, 'keep_programs', lambda jax: None)
   monkeypatch.delenv('COLTRAN_WEIGHTS', raising=False)
 
 
@@ -438,15 +438,15 @@ def cache_folder():
 def test_a_cache_folder_that_cannot_be_made_is_done_without(
   cache_folder, monkeypatch, tmp_path
 ):
-  monkeypatch.undo()  # Brings `cli._cache_compilations` back.
+  monkeypatch.undo()  # Brings `keep_programs` back.
   jax.config.update('jax_compilation_cache_dir', None)
   (tmp_path / 'file').write_text('')
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
-  cli._cache_compilations(jax)
+  command.keep_programs(jax)
   assert cache_folder() is None
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'fine'))
-  cli._cache_compilations(jax)
+  command.keep_programs(jax)
   assert cache_folder() == str(tmp_path / 'fine' / 'coltran_jax')
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'other'))
-  cli._cache_compilations(jax)
+  command.keep_programs(jax)
   assert cache_folder() == str(tmp_path / 'fine' / 'coltran_jax')

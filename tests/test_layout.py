@@ -11,32 +11,38 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'coltran_jax'
 ROWS = [
   {
     *('icc', 'png_tiff', 'color', 'image', 'checkpoint', 'data', 'evaluation'),
-    *('configuration', 'distributed', 'sharding', 'run_log'),
+    *('configuration', 'distributed', 'sharding', 'run_log', 'command'),
   },
   {
     *('photo', 'models.layers', 'convert.snappy', 'data.decoding'),
-    *('evaluation.lpips', 'run_directory', 'train_state'),
+    'tensor_files',
+    *('evaluation.lpips', 'evaluation.lite0'),
+    *('evaluation.image_metrics', 'evaluation.frechet', 'evaluation.table'),
+    *('run_directory', 'train_state'),
   },
   {
     *('models.axial', 'convert.sstable'),
     *('data.listing', 'data.checking', 'data.sources', 'data.input_pipeline'),
-    'losses',
+    *('losses', 'evaluation.pairs', 'evaluation.inception'),
   },
   {
+    *('evaluation.report', 'evaluation.distributions'),
     *('models.colorizer', 'models.color_upsampler'),
     *('models.spatial_upsampler', 'models.cnn'),
     *('data.preparing', 'convert.bundle_index'),
   },
-  {'models', 'convert.tensor_bundle', 'convert.names'},
+  {'models', 'convert.tensor_bundle', 'convert.names', 'evaluation.evaluate'},
   {'sampling_tile', 'convert.reference', 'export', 'trainer'},
   {'sampling', 'convert.cnn'},
   {'pipeline', 'preview', 'sheets', 'convert.tf_checkpoint'},
-  {'convert', 'batch', 'train'},
+  {'convert', 'batch', 'train', 'cnn_pipeline'},
+  {'evaluation.colorings'},
+  {'cli_evaluate'},
   {'cli', ''},
 ]
 HEAVY = {'tensorflow', 'torch', 'matplotlib', 'pickle'}
 # Imported where it is used only, with an error that says what is missing.
-OPTIONAL = {'convert.cnn': {'torch'}}
+OPTIONAL = {'convert.cnn': {'torch'}, 'tensor_files': {'torch'}}
 
 
 def modules():

@@ -7,7 +7,6 @@ import pathlib
 import subprocess
 import sys
 
-import conftest
 import jax
 import numpy as np
 from PIL import Image
@@ -71,7 +70,7 @@ def environment(devices=1):
   return os.environ | {
     'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
     'PYTHONPATH': str(ROOT),
-    'JAX_COMPILATION_CACHE_DIR': conftest.COMPILED.name,
+    'JAX_COMPILATION_CACHE_DIR': os.environ['COLTRAN_TEST_PROGRAMS'],
   }
 
 

@@ -1,7 +1,9 @@
 """Readers of other formats: published checkpoints -> models and parameters."""
 
+import pathlib
+
 from coltran_jax import checkpoint, models
-from coltran_jax.convert import reference, tensor_bundle, tf_checkpoint
+from coltran_jax.convert import cnn, reference, tensor_bundle, tf_checkpoint
 
 BundleError = tensor_bundle.BundleError
 ConversionError = reference.ConversionError
@@ -15,8 +17,9 @@ def convert(source, directory, weights='ema'):
   All are read and checked before the first is written.
 
   Args:
-    source: the folder or prefix of one stage, or the unzipped folder of three
-      (`colorizer*/ color_upsampler*/ spatial_upsampler*/`).
+    source: the folder or prefix of one stage, the unzipped folder of three
+      (`colorizer*/ color_upsampler*/ spatial_upsampler*/`), or the study's CNN,
+      a file `.pth`.
     directory: created if need be; stages that it has already stay.
     weights: 'ema' or 'raw'.
 
@@ -24,22 +27,19 @@ def convert(source, directory, weights='ema'):
     BundleError, ConversionError: something is wrong with the source.
     CheckpointError: the directory has this stage, or cannot be written.
   """
-  found = tf_checkpoint.find_stages(source)
-  for stage in found:
-    checkpoint.check_free(directory, stage)
-  loaded = []
-  for stage, path in found.items():
-    actual, model, params = load_tf_checkpoint(path, weights)
-    if actual != stage:
-      raise ConversionError(f'{path} holds a {actual}, not a {stage}')
-    loaded.append((stage, path, model, params))
+  if pathlib.Path(source).suffix == '.pth':
+    checkpoint.check_free(directory, 'cnn')
+    loaded = [_load_pth(pathlib.Path(source))]
+  else:
+    found = tf_checkpoint.find_stages(source)
+    for stage in found:
+      checkpoint.check_free(directory, stage)
+    loaded = [_load_stage(*one, weights) for one in found.items()]
   saved = []
   try:
-    for stage, path, model, params in loaded:
-      prefix = tensor_bundle.find_prefix(path).name
-      source = f'TensorFlow checkpoint {prefix}, {weights} weights'
+    for stage, model, params, origin in loaded:
       arguments = models.arguments_of(model)
-      checkpoint.save(directory, stage, arguments, params, source)
+      checkpoint.save(directory, stage, arguments, params, origin)
       saved.append(stage)
     checkpoint.write_model_card(directory)
   except checkpoint.CheckpointError:
@@ -47,3 +47,25 @@ def convert(source, directory, weights='ema'):
       checkpoint.remove(directory, stage)
     raise
   return saved
+
+
+def _load_stage(stage, path, weights):
+  actual, model, params = load_tf_checkpoint(path, weights)
+  if actual != stage:
+    raise ConversionError(f'{path} holds a {actual}, not a {stage}')
+  prefix = tensor_bundle.find_prefix(path).name
+  return (
+    stage,
+    model,
+    params,
+    f'TensorFlow checkpoint {prefix}, {weights} weights',
+  )
+
+
+def _load_pth(path):
+  try:
+    model, variables = cnn.load_cnn(cnn.read_pth(path))
+  except ConversionError as error:
+    text = str(error).removeprefix(f'{path}')
+    raise ConversionError(f'{path}: {text.lstrip(" :")}') from error
+  return 'cnn', model, models.join(variables), f'PyTorch file {path.name}'

@@ -62,23 +62,52 @@ def distance_with(params, a, b, net='vgg16'):
   `load` returned, to the jitted function as an argument: closed over, 59 MB
   would become constants of the program.
   """
-  network = _network(net)
   _check(a, b)
-  variables = {'params': params[f'{NETS[net]}_0']}
   # One after the other: a batch stays where its shards are, and a constant
   # picture needs no backward pass.
-  pairs = zip(
-    *(network.apply(variables, _scale(x)) for x in (a, b)), strict=True
+  pairs = zip(*(_features(params, _scale(x), net) for x in (a, b)), strict=True)
+  return sum(
+    _compare(params, layer, x, y) for layer, (x, y) in enumerate(pairs)
   )
-  total = 0
-  for layer, (x, y) in enumerate(pairs):  # [B, h, w, D]
-    head = params[f'NetLinLayer_{layer}']['Conv_0']['kernel'][0, 0, :, 0]
-    square = (_normalize(x) - _normalize(y)) ** 2
-    total += jnp.einsum('bhwd,d->bhw', square, head).mean((1, 2))
-  return total
 
 
 _distance = jax.jit(distance_with, static_argnames='net')
+
+
+@functools.partial(jax.jit, static_argnames=('pairs', 'net'))
+def between(params, pictures, pairs, net='vgg16'):
+  """Returns float32 [B, len(pairs)], distances within groups of pictures.
+
+  Features of each picture are computed once, however many pairs it is in.
+
+  Args:
+    params: of `load`.
+    pictures: float [B, P, H, W, 3], as `distance` takes them.
+    pairs: tuple of (i, j), indices into P.
+    net: 'vgg16' or 'alexnet'.
+  """
+  with jax.default_matmul_precision('highest'):
+    flat = pictures.reshape(-1, *pictures.shape[2:])
+    _check(flat, flat)
+    total = 0
+    for layer, x in enumerate(_features(params, _scale(flat), net)):
+      x = x.reshape(*pictures.shape[:2], *x.shape[1:])
+      total += jnp.stack(
+        [_compare(params, layer, x[:, i], x[:, j]) for i, j in pairs], axis=1
+      )
+    return total
+
+
+def _features(params, scaled, net):
+  """Returns the features [B, h, w, D] of each layer of a net."""
+  return _network(net).apply({'params': params[f'{NETS[net]}_0']}, scaled)
+
+
+def _compare(params, layer, x, y):
+  """Returns [B], what a layer's features x and y [B, h, w, D] add."""
+  head = params[f'NetLinLayer_{layer}']['Conv_0']['kernel'][0, 0, :, 0]
+  square = (_normalize(x) - _normalize(y)) ** 2
+  return jnp.einsum('bhwd,d->bhw', square, head).mean((1, 2))
 
 
 @functools.cache

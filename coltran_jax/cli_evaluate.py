@@ -1,0 +1,257 @@
+"""The command `coltran evaluate`: parse, then measure."""
+
+import logging
+import os
+
+from coltran_jax import command
+
+_log = logging.getLogger('coltran')
+
+
+def add(commands):
+  """Adds `evaluate` to argparse's commands."""
+  add = commands.add_parser(
+    'evaluate',
+    help='measure colorings',
+    description='Measure how far colorings are from their originals.',
+  )
+  parts = add.add_subparsers(metavar='WHAT', required=True)
+
+  pairs = parts.add_parser(
+    'pairs',
+    help='folders of colorings against a folder of originals',
+    description='Names are those of files without suffix; NAME-1 .. NAME-N are '
+    'samples of one picture. Gray is measured beside them.',
+  )
+  pairs.add_argument('truth', metavar='TRUTH')
+  pairs.add_argument('made', nargs='+', metavar='OUT')
+  pairs.add_argument(
+    '--resize',
+    type=command.count,
+    metavar='SIDE',
+    help='resize all to squares first, by a bicubic filter',
+  )
+  pairs.set_defaults(run=_pairs)
+
+  model = parts.add_parser(
+    'model',
+    help='color a data set and measure that',
+    description='Color a split of a data set with one or more models, and '
+    'measure the result; colorings that are there already are kept.',
+  )
+  model.add_argument(
+    '--weights',
+    required=True,
+    nargs='+',
+    metavar='NAME|DIR',
+    help='checkpoint directories; each is a row of the table',
+  )
+  model.add_argument('--data', default='sports', metavar='NAME')
+  model.add_argument('--split', default='valid')
+  model.add_argument(
+    '--data_dir',
+    '--data-dir',
+    metavar='DIR',
+    default=os.environ.get('COLTRAN_DATA'),
+    help='of the data sets that `coltran prepare` made (default: '
+    '$COLTRAN_DATA)',
+  )
+  model.add_argument('-n', '--num-samples', type=command.count, default=1)
+  model.add_argument('--seed', type=command.seed, default=0)
+  model.add_argument('--temperature', type=command.temperature, default=1.0)
+  model.add_argument(
+    '--sampler', choices=('exact', 'reference'), default='exact'
+  )
+  model.add_argument(
+    '--fast', action='store_true', help='leave out the third stage'
+  )
+  model.add_argument(
+    '--size',
+    type=command.count,
+    default=256,
+    help='side of the squares that are measured (default: 256; the study '
+    'protocol has its own 224)',
+  )
+  model.add_argument(
+    '--every',
+    type=command.count,
+    default=1,
+    metavar='K',
+    help='take every K-th picture only',
+  )
+  model.set_defaults(run=_model)
+
+  five = parts.add_parser(
+    'coltran5k',
+    help="the reference's FID: 5,000 colorings against other pictures",
+    description="Colorings of the first 5,000 pictures of ImageNet's "
+    'validation split, in the order of tfds, against its pictures 10,000 to '
+    '14,999. The originals are measured beside them and must give 14.68.',
+  )
+  five.add_argument('made', nargs='+', metavar='OUT')
+  five.add_argument(
+    '--data_dir',
+    '--data-dir',
+    metavar='DIR',
+    default=os.environ.get('COLTRAN_DATA'),
+    help='with imagenet2012, made by `coltran prepare`',
+  )
+  five.set_defaults(run=_coltran5k)
+
+  for part in (pairs, model):
+    part.add_argument(
+      '--protocol',
+      choices=('standard', 'study'),
+      default='standard',
+      help="of LPIPS: pictures in -1..1, or in 0..1 as the study's (default: "
+      'standard)',
+    )
+    part.add_argument(
+      '--net',
+      choices=('vgg16', 'alexnet'),
+      default='vgg16',
+      help='of LPIPS (default: vgg16)',
+    )
+    part.add_argument(
+      '--each', action='store_true', help='print the LPIPS of each picture too'
+    )
+    part.add_argument(
+      '-o',
+      '--output',
+      default='evaluation',
+      metavar='DIR',
+      help='table, pictures and report (default: evaluation)',
+    )
+  for part in (pairs, model, five):
+    part.add_argument(
+      '--inception-weights',
+      metavar='FILE',
+      help='of FID: pt_inception-2015-12-05, as .pth, .npz or .safetensors',
+    )
+    part.add_argument(
+      '--frechet-lite0',
+      action='store_true',
+      help='a stand-in that is not FID, of EfficientNet-Lite0',
+    )
+    part.add_argument('-q', '--quiet', action='store_true', help='errors only')
+
+
+def _pairs(args):
+  from coltran_jax.evaluation import pairs
+
+  def run():
+    comparison = pairs.find(args.truth, args.made)
+    _evaluate(args, comparison, args.resize)
+
+  return _reported(run)
+
+
+def _model(args):
+  if not args.data_dir:
+    return command.fail('no data: give --data_dir DIR', command.EXIT_USAGE)
+
+  from coltran_jax.data import sources
+  from coltran_jax.evaluation import colorings, pairs
+
+  def run():
+    split = sources.open_split(args.data, args.data_dir, args.split)
+    options = {
+      'num_samples': args.num_samples,
+      'seed': args.seed,
+      'temperature': args.temperature,
+      'sampler': args.sampler,
+      'fast': args.fast,
+    }
+    methods = colorings.methods(args.weights, options)
+    folder = args.output
+    bits = colorings.make(
+      colorings.Every(split, args.every),
+      folder,
+      methods,
+      options,
+      args.protocol,
+      args.size,
+    )
+    comparison = pairs.find(
+      os.path.join(folder, colorings.TRUTH),
+      [os.path.join(folder, label) for label in methods],
+    )
+    _evaluate(args, comparison, None, bits)
+
+  return _reported(run)
+
+
+def _evaluate(args, comparison, resize, bits=None):
+  from coltran_jax.evaluation import evaluate, pairs, table
+
+  settings = pairs.Settings(args.protocol, args.net, resize)
+  made, values = evaluate.evaluate(
+    comparison, settings, args.output, bits, _networks(args)
+  )
+  if args.each:
+    for i, name in enumerate(comparison.truth):
+      lpips = {
+        label: of['lpips'][i, 0]
+        for label, of in values.items()
+        if 'lpips' in of
+      }
+      print(name, *(f'{label} {v:.4f}' for label, v in lpips.items()), sep='  ')
+  print(table.text(made))
+  _log.info('%s: table, pictures and report.html', args.output)
+
+
+def _coltran5k(args):
+  if not args.data_dir:
+    return command.fail('no data: give --data_dir DIR', command.EXIT_USAGE)
+  if not (args.inception_weights or args.frechet_lite0):
+    return command.fail('give --inception-weights FILE', command.EXIT_USAGE)
+
+  from coltran_jax.data import sources
+  from coltran_jax.evaluation import distributions
+
+  def run():
+    split = sources.open_split('imagenet2012', args.data_dir, 'test')
+    for network in _networks(args):
+      found = distributions.coltran5k(split, args.made, network)
+      for label, row in found.items():
+        for metric, value in row.items():
+          print(f'{label}  {metric}  {value:.2f}')
+
+  return _reported(run)
+
+
+def _networks(args):
+  from coltran_jax.evaluation import distributions
+
+  networks = []
+  if args.inception_weights:
+    networks.append(distributions.fid(args.inception_weights))
+  if args.frechet_lite0:
+    networks.append(distributions.frechet_lite0())
+  return networks
+
+
+def _reported(run):
+  """Returns the exit code of run(); says what went wrong."""
+  import jax
+
+  from coltran_jax import checkpoint, photo
+  from coltran_jax.data import sources
+  from coltran_jax.evaluation import colorings, pairs
+
+  command.keep_programs(jax)
+  try:
+    run()
+  except checkpoint.CheckpointError as error:
+    return command.fail(error, command.EXIT_WEIGHTS)
+  except colorings.OptionsError as error:
+    return command.fail(error, command.EXIT_USAGE)
+  except (
+    pairs.MismatchError,
+    photo.PhotoError,
+    sources.DataError,
+    ValueError,
+    OSError,
+  ) as error:
+    return command.fail(error, command.EXIT_FAILED)
+  return 0

@@ -1,0 +1,56 @@
+"""What the parts of the command line share."""
+
+import argparse
+import math
+import os
+import pathlib
+import sys
+
+EXIT_FAILED, EXIT_USAGE, EXIT_WEIGHTS, EXIT_RESUME = 1, 2, 3, 42
+
+
+def _number(kind, text, low, high, wanted):
+  try:
+    value = kind(text)
+  except ValueError:
+    value = None
+  if value is None or not low <= value < high:
+    raise argparse.ArgumentTypeError(f'must be {wanted}, not {text!r}')
+  return value
+
+
+def count(text):
+  """Returns a whole number, 1 or more, for argparse."""
+  return _number(int, text, 1, math.inf, 'a whole number, 1 or more')
+
+
+def seed(text):
+  """Returns a seed of 32 bits, for argparse."""
+  return _number(int, text, 0, 1 << 32, 'a whole number, 0 to 4294967295')
+
+
+def temperature(text):
+  """Returns a number, 0 or more, for argparse."""
+  return _number(float, text, 0, math.inf, 'a number, 0 or more')
+
+
+def fail(message, code):
+  """Returns the exit code; says what went wrong."""
+  print(f'coltran: {message}', file=sys.stderr)
+  return code
+
+
+def keep_programs(jax):
+  """Keeps compiled programs for the next start, unless told where already."""
+  # Small programs too: there are many, together they take over a second.
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+  if jax.config.jax_compilation_cache_dir is not None:
+    return
+  try:
+    base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    folder = pathlib.Path(base) / 'coltran_jax'
+    folder.mkdir(parents=True, exist_ok=True)
+  except (OSError, RuntimeError):  # The latter: nobody knows a home.
+    return
+  if os.access(folder, os.W_OK):
+    jax.config.update('jax_compilation_cache_dir', str(folder))

@@ -1,0 +1,220 @@
+"""Makes the colorings of a data set that `pairs` then measures.
+
+    FOLDER/truth/NAME.png            the originals, as they are measured
+    FOLDER/LABEL/NAME.png            one coloring; NAME-1.png .. NAME-N.png if N
+    FOLDER/LABEL/bits_per_dim.json   {NAME: bits/dim}, of a colorizer
+    FOLDER/options.json              what they were made with
+
+What is there already is kept, so a run that was ended goes on.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+import tqdm
+
+from coltran_jax import (
+  checkpoint,
+  cnn_pipeline,
+  image,
+  losses,
+  photo,
+  pipeline,
+)
+from coltran_jax.data import decoding
+
+TRUTH = 'truth'
+_BITS = 'bits_per_dim'
+_AT_ONCE = 16  # Pictures in a batch of the likelihood.
+
+
+class OptionsError(ValueError):
+  """A folder holds colorings that were made otherwise."""
+
+
+class Every:
+  """Every k-th record of a split."""
+
+  def __init__(self, split, k):
+    self._split, self._k = split, k
+
+  def __len__(self):
+    return -(-len(self._split) // self._k)
+
+  def __getitem__(self, i):
+    return self._split[i * self._k]
+
+  def __str__(self):
+    return f'{self._split}' + (f', every {self._k}th' if self._k > 1 else '')
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """A way to color. colorize: Photo -> list of `samples` arrays. stage: (model,
+  params) of a colorizer, whose likelihood counts, or None."""
+
+  samples: int
+  colorize: Any
+  stage: Any = None
+
+
+def methods(weights, options):
+  """Returns {label: Method} of checkpoint directories.
+
+  Each directory gives the methods whose stages it has: ColTran under its own
+  name, the CNN under that and '-cnn' (the name alone if there is no ColTran).
+
+  Args:
+    weights: directories or shipped names.
+    options: keyword arguments of `pipeline.Colorizer.colorize`.
+
+  Raises CheckpointError if there is none, or one is wrong.
+  """
+  found = {}
+
+  def add(label, method):
+    if label in (*found, TRUTH):
+      raise checkpoint.CheckpointError(f'two sets of weights called {label}')
+    found[label] = method
+
+  for one in weights:
+    folder = pipeline.find(one)
+    label = folder.absolute().name
+    coltran = (folder / 'colorizer').exists()
+    if coltran or not (folder / 'cnn').exists():
+      colorizer = pipeline.Colorizer.from_pretrained(one, options['fast'])
+      add(
+        label,
+        Method(
+          options['num_samples'],
+          lambda read, colorizer=colorizer: colorizer.colorize(read, **options),
+          pipeline.load_stage(folder, 'colorizer'),
+        ),
+      )
+    if (folder / 'cnn').exists():
+      cnn = cnn_pipeline.CNNColorizer.from_pretrained(one)
+      add(f'{label}-cnn' if coltran else label, Method(1, cnn.colorize))
+  return found
+
+
+def make(split, folder, of, options, protocol='standard', size=256):
+  """Returns {label: {name: bits/dim}} of colorizers; writes what is missing.
+
+  Args:
+    split: [index] -> {'image': bytes, 'id': str}, such as a `sources.Split`.
+    folder: created if need be.
+    of: what `methods` gave.
+    options: what these were made with; another run must have the same.
+    protocol: how originals are prepared. 'standard': the central square, area
+      resize to `size`; 'study': the short side to 256 by PIL's bilinear filter,
+      then the central 224 (what its validation fed).
+
+  Raises:
+    OptionsError: the folder has other colorings.
+    PhotoError, DataError: files or pictures.
+  """
+  folder = pathlib.Path(folder)
+  _check_options(
+    folder, {'data': str(split), 'protocol': protocol, 'size': size, **options}
+  )
+  names = _names(split)
+  everything = {TRUTH: Method(1, lambda read: [read.pixels]), **of}
+  for i, name in enumerate(tqdm.tqdm(names, unit='picture', disable=None)):
+    read = None
+    for label, method in everything.items():
+      paths = _paths(folder / label, name, method.samples)
+      if all(path.exists() for path in paths):
+        continue
+      read = read or photo.read(_prepared(split[i], protocol, size))
+      made = method.colorize(read)
+      folder.joinpath(label).mkdir(exist_ok=True)
+      for path, pixels in zip(paths, made, strict=True):
+        photo.write(path, photo.encode(pixels, read, 'PNG'))
+  return {
+    label: _likelihood(folder, label, method.stage, names)
+    for label, method in of.items()
+    if method.stage
+  }
+
+
+def _check_options(folder, options):
+  folder.mkdir(parents=True, exist_ok=True)
+  path = folder / 'options.json'
+  text = json.dumps(options, indent=1, sort_keys=True)
+  if path.exists() and path.read_text('utf-8') != text:
+    raise OptionsError(
+      f'{path} says that the colorings there were made with other options; '
+      'choose another folder, or remove it'
+    )
+  photo.write(path, text.encode())
+
+
+def _names(split):
+  """Returns one name a record that is safe as a file's, from its id."""
+  digits = len(str(len(split)))
+  return [
+    f'{i:0{digits}d}-{re.sub(r"[^A-Za-z0-9.]+", "_", split[i]["id"])[-60:]}'
+    for i in range(len(split))
+  ]
+
+
+def _paths(folder, name, samples):
+  if samples == 1:
+    return [folder / f'{name}.png']
+  return [folder / f'{name}-{i + 1}.png' for i in range(samples)]
+
+
+def _prepared(record, protocol, size):
+  """Returns uint8 [H, W, 3] of a record."""
+  try:
+    pixels = decoding.decode(record['image'])
+  except decoding.DataError as error:
+    raise decoding.DataError(f'{record["id"]}: {error}') from error
+  if protocol == 'standard':
+    return image.square(pixels, size)
+  height, width = pixels.shape[:2]
+  scale = 256 / min(height, width)
+  sides = int(width * scale), int(height * scale)
+  resized = np.asarray(
+    Image.fromarray(pixels).resize(sides, Image.Resampling.BILINEAR)
+  )
+  top, left = (round((side - 224) / 2) for side in resized.shape[:2])
+  return resized[top : top + 224, left : left + 224]
+
+
+def _likelihood(folder, label, stage, names):
+  """Returns {name: bits/dim of its coarse colours}, kept in the folder."""
+  path = folder / label / f'{_BITS}.json'
+  if path.exists():
+    known = json.loads(path.read_text('utf-8'))
+    if list(known) == names:
+      return known
+  model, params = stage
+
+  @jax.jit
+  def bits(batch):
+    _, metrics, _ = losses.colorizer(
+      model, {'params': params}, batch, train=False, rngs=None, frozen=None
+    )
+    return metrics[_BITS]
+
+  known = {}
+  size = model.resolution[0]
+  steps = range(0, len(names), _AT_ONCE)
+  for start in tqdm.tqdm(steps, desc=_BITS, unit='batch', disable=None):
+    some = names[start : start + _AT_ONCE]
+    pictures = [
+      image.square(photo.read(folder / TRUTH / f'{name}.png').pixels, size)
+      for name in some
+    ]
+    pictures += pictures[-1:] * (_AT_ONCE - len(some))
+    values = np.asarray(bits({'image': np.stack(pictures)}))
+    known |= zip(some, map(float, values), strict=False)
+  photo.write(path, json.dumps(known).encode())
+  return known
