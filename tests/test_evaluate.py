@@ -7,11 +7,21 @@ import json
 import re
 
 import data_sets
+import jax
 import numpy as np
 from PIL import Image
 import pytest
 
-from coltran_jax import checkpoint, cli, command, image, models
+from coltran_jax import (
+  checkpoint,
+  cli,
+  color,
+  command,
+  convert,
+  image,
+  losses,
+  models,
+)
 from coltran_jax.convert import cnn as convert_cnn
 from coltran_jax.evaluation import colorings, pairs, table
 
@@ -229,6 +239,30 @@ def test_a_data_set_is_colored_measured_and_not_colored_again(
   assert (tmp_path / 'out/study' / made[0]).read_bytes() == first
   assert evaluate(*command_line, '--seed', 1) == command.EXIT_USAGE
   assert evaluate(*command_line, '--every', 2) == command.EXIT_USAGE
+
+
+def test_coltran_is_measured_with_diversity_and_likelihood(tmp_path, fixtures):
+  convert.convert(fixtures / 'pipeline/tf_checkpoints', tmp_path / 'tiny')
+  pictures = [data_sets.picture(i, 64, 64) for i in range(2)]
+  records = [(f'{i}.png', data_sets.encode(p)) for i, p in enumerate(pictures)]
+  data_sets.write('sports', tmp_path / 'data', {'valid': records})
+  code = evaluate(
+    *('model', '--weights', tmp_path / 'tiny', '--data_dir', tmp_path / 'data'),
+    *('--size', 64, '--fast', '-n', 2, *QUICK, '-o', tmp_path / 'out'),
+  )
+  assert code == 0
+  row = json.loads((tmp_path / 'out/table.json').read_text())['rows']['tiny']
+  assert row['diversity']['value'] > 0
+  _, model, params = convert.load_tf_checkpoint(
+    fixtures / 'pipeline/tf_checkpoints/colorizer'
+  )
+  gray, codes = (
+    color.to_gray(np.stack(pictures)),
+    color.to_codes(np.stack(pictures)),
+  )
+  logits, _ = jax.jit(model.apply)({'params': params}, gray, codes)
+  expected = losses.bits_per_dim(logits, codes).mean()
+  assert row['bits_per_dim']['value'] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_names_of_files_come_safely_from_hostile_ids():

@@ -198,7 +198,7 @@ def _likelihood(folder, label, stage, names):
   model, params = stage
 
   @jax.jit
-  def bits(batch):
+  def bits(params, batch):
     _, metrics, _ = losses.colorizer(
       model, {'params': params}, batch, train=False, rngs=None, frozen=None
     )
@@ -214,7 +214,7 @@ def _likelihood(folder, label, stage, names):
       for name in some
     ]
     pictures += pictures[-1:] * (_AT_ONCE - len(some))
-    values = np.asarray(bits({'image': np.stack(pictures)}))
+    values = np.asarray(bits(params, {'image': np.stack(pictures)}))
     known |= zip(some, map(float, values), strict=False)
   photo.write(path, json.dumps(known).encode())
   return known

@@ -1,0 +1,114 @@
+"""Distances of whole sets under their two protocols."""
+
+import logging
+
+import data_sets
+import numpy as np
+import pytest
+
+from coltran_jax import cli, command
+from coltran_jax.evaluation import distributions, frechet, pairs
+
+
+def means(pictures):
+  """A network of three features: the mean of each channel."""
+  return np.asarray(pictures, np.float32).mean((1, 2))
+
+
+NETWORK = distributions.Network('frechet_means', 'kid_means', means)
+
+
+def save(folder, seeds, size=32):
+  """A folder of small pictures, one a seed."""
+  for seed in seeds:
+    data_sets.save(
+      folder / f'{seed:02d}.png', data_sets.picture(seed, size, size)
+    )
+  return folder
+
+
+def expected(first, second):
+  """The Frechet distance of two lists of pictures."""
+  statistics = []
+  for some in (first, second):
+    statistics.append(frechet.Statistics.empty(3))
+    statistics[-1].update(means(np.stack(some)))
+  return frechet.distance(*statistics)
+
+
+def test_paired_compares_colorings_with_their_own_originals(tmp_path):
+  truth, made = (tmp_path / name for name in ('truth', 'made'))
+  save(truth, range(20))
+  for i in range(20):
+    data_sets.save(made / f'{i:02d}.png', data_sets.picture(50 + i, 32, 32))
+  comparison = pairs.find(truth, [made])
+  found = distributions.paired(comparison, NETWORK)
+  assert sorted(found) == ['gray', 'made']
+  names = ['frechet_means (paired)', 'kid_means (paired, subsets of 10)']
+  assert list(found['made']) == names
+  pictures = [
+    [data_sets.picture(start + i, 32, 32) for i in range(20)]
+    for start in (50, 0)
+  ]
+  value = found['made']['frechet_means (paired)']
+  assert value == pytest.approx(expected(*pictures), rel=1e-5)
+
+
+def test_too_few_for_a_covariance_gives_kid_and_says_so(tmp_path, caplog):
+  for name in ('truth', 'made'):
+    save(tmp_path / name, range(3))
+  comparison = pairs.find(tmp_path / 'truth', [tmp_path / 'made'])
+  caplog.set_level(logging.WARNING, 'coltran')
+  with caplog.at_level(logging.WARNING):
+    found = distributions.paired(
+      comparison,
+      distributions.Network('F', 'K', lambda x: means(x).repeat(2, 1)),
+    )
+  assert not any(name.startswith('F') for name in found['made'])
+  assert 'pictures or more' in caplog.text
+
+
+def test_coltran5k_compares_with_other_pictures_of_the_split(tmp_path):
+  everything = [data_sets.picture(i, 256, 300) for i in range(30)]
+  split = data_sets.Records(
+    (str(i), data_sets.encode(p)) for i, p in enumerate(everything)
+  )
+  squares = [p[:, 22:278] for p in everything]
+  made = tmp_path / 'made'
+  for i, square in enumerate(squares[:10]):
+    data_sets.save(made / f'{i}.png', 255 - square)
+  found = distributions.coltran5k(split, [made], NETWORK, count=10, first=20)
+  name = 'frechet_means (coltran5k)'
+  assert found['originals'][name] == pytest.approx(
+    expected(squares[:10], squares[20:]), rel=1e-4
+  )
+  inverted = [255 - square for square in squares[:10]]
+  assert found['made'][name] == pytest.approx(
+    expected(inverted, squares[20:]), rel=1e-4
+  )
+
+
+def test_coltran5k_needs_its_numbers_of_pictures(tmp_path):
+  picture = data_sets.encode(data_sets.picture(0))
+  split = data_sets.Records((str(i), picture) for i in range(5))
+  made = save(tmp_path / 'made', range(2))
+  with pytest.raises(pairs.MismatchError, match=r'has 5 pictures.* needs 6'):
+    distributions.coltran5k(split, [made], NETWORK, count=3, first=3)
+  with pytest.raises(pairs.MismatchError, match=r'has 2 pictures.* needs 3'):
+    distributions.coltran5k(split, [made], NETWORK, count=3, first=2)
+
+
+def test_wrong_inception_weights_are_named(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(command, 'keep_programs', lambda jax: None)
+  for name in ('truth', 'made'):
+    save(tmp_path / name, range(2))
+  wrong = tmp_path / 'wrong.npz'
+  np.savez(wrong, a=np.zeros(3, np.float32))
+  code = cli.main(
+    [
+      *('evaluate', 'pairs', str(tmp_path / 'truth'), str(tmp_path / 'made')),
+      *('--inception-weights', str(wrong), '-o', str(tmp_path / 'out')),
+    ]
+  )
+  assert code == command.EXIT_WEIGHTS
+  assert f'{wrong}: unknown tensor' in capsys.readouterr().err
