@@ -11,6 +11,7 @@ meta holds a fingerprint of the state, since orbax restores flipped bits in
 silence; a damaged checkpoint is passed over, loudly, for the next older one.
 """
 
+import fcntl
 import json
 import logging
 import pathlib
@@ -59,7 +60,8 @@ class RunDirectory:
     data_fingerprint: of the data set, kept in every checkpoint.
     change_config: go on although the config differs from the run's own.
 
-  Raises RunError if the directory is another run's, or cannot be written.
+  Raises RunError if the directory is another run's, is in use by a process, or
+  cannot be written.
   """
 
   def __init__(self, workdir, config, data_fingerprint, change_config=False):
@@ -73,6 +75,7 @@ class RunDirectory:
       self._manager = _open(self.path, self._best, config.keep)
       if self._manager.all_steps() and not change_config:
         self._check_config()
+      self._lock = _lock(self.path) if jax.process_index() == 0 else None
     except (OSError, ValueError) as error:
       raise RunError(f'{self.path}: {error}') from error
 
@@ -86,6 +89,8 @@ class RunDirectory:
       self._manager.close()
     except Exception as other:  # Of a save that was under way.
       _log.error('%s: %s', self.path, checkpoint.first_line(other))
+    if self._lock:
+      self._lock.close()
 
   def _check_config(self):
     file = self.path / 'config.json'
@@ -221,6 +226,23 @@ def _check_fingerprints(tree, meta):
   for part, actual in fingerprints(tree).items():
     if actual != meta['fingerprints'][part]:
       raise ValueError(f'{part} changed on disk')
+
+
+def _lock(folder):
+  """Returns an open file that no other process can get until it is closed.
+
+  A process that dies closes it. None where the file system has no locks.
+  """
+  file = (folder / 'lock').open('w')
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    file.close()
+    raise RunError(f'{folder}: another process is training there') from None
+  except OSError:
+    file.close()
+    return None
+  return file
 
 
 class _KeepBest(policies.PreservationPolicy):

@@ -221,6 +221,19 @@ def test_sports_needs_its_layout(tmp_path, in_this_process):
   assert list(opened(tmp_path, 'valid', 'sports')) == ['valid/golf/b.png']
 
 
+@pytest.mark.parametrize('content', [None, '{', '{"name": 3}'])
+def test_a_damaged_data_set_in_the_way_is_named(
+  tmp_path, in_this_process, content
+):
+  data_sets.save(tmp_path / 'in' / 'a.png', RGB)
+  there = tmp_path / 'out/folder/1.0.0'
+  there.mkdir(parents=True)
+  if content is not None:
+    (there / 'dataset_info.json').write_text(content)
+  with pytest.raises(sources.DataError, match=r'1\.0\.0 is there already, but'):
+    prepare(tmp_path)
+
+
 def test_preparing_again_does_nothing_unless_the_source_is_another(
   tmp_path, in_this_process, monkeypatch
 ):

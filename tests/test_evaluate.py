@@ -262,7 +262,9 @@ def test_coltran_is_measured_with_diversity_and_likelihood(tmp_path, fixtures):
   )
   logits, _ = jax.jit(model.apply)({'params': params}, gray, codes)
   expected = losses.bits_per_dim(logits, codes).mean()
-  assert row['bits_per_dim']['value'] == pytest.approx(float(expected), rel=1e-5)
+  assert row['bits_per_dim']['value'] == pytest.approx(
+    float(expected), rel=1e-5
+  )
 
 
 def test_names_of_files_come_safely_from_hostile_ids():

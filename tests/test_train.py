@@ -381,6 +381,16 @@ def test_a_run_directory_refuses_another_config_unless_told(tmp_path):
   save(other, 3)  # It is the run's own now.
 
 
+def test_a_run_directory_is_one_process_s_at_a_time(tmp_path):
+  with (
+    training.opened(tmp_path, training.config()),
+    pytest.raises(train.RunError, match='another process is training there'),
+  ):
+    training.opened(tmp_path, training.config())
+  with training.opened(tmp_path, training.config()):
+    pass
+
+
 def test_a_run_refuses_to_go_on_with_other_data_unless_told(tmp_path):
   trainer = training.trainer()
   config = trainer.config

@@ -142,7 +142,13 @@ def _prepare(name, source, data_dir, workers):
 
 def _report_of(target, stamp):
   """The Report of what is there; DataError if it was made of other files."""
-  made = tfds.builder_from_directory(target).info
+  try:
+    made = tfds.builder_from_directory(target).info
+  except Exception as error:  # tfds raises many kinds.
+    raise DataError(
+      f'{target} is there already, but no data set or damaged; remove it '
+      f'({decoding.one_line(error)})'
+    ) from error
   if made.metadata.get('source') != stamp:
     raise DataError(
       f'{target} is there already, made of other files; remove it, or choose '

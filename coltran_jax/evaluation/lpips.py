@@ -67,7 +67,8 @@ def distance_with(params, a, b, net='vgg16'):
   # picture needs no backward pass.
   pairs = zip(*(_features(params, _scale(x), net) for x in (a, b)), strict=True)
   return sum(
-    _compare(params, layer, x, y) for layer, (x, y) in enumerate(pairs)
+    _compare(params, layer, _normalize(x), _normalize(y))
+    for layer, (x, y) in enumerate(pairs)
   )
 
 
@@ -91,7 +92,7 @@ def between(params, pictures, pairs, net='vgg16'):
     _check(flat, flat)
     total = 0
     for layer, x in enumerate(_features(params, _scale(flat), net)):
-      x = x.reshape(*pictures.shape[:2], *x.shape[1:])
+      x = _normalize(x).reshape(*pictures.shape[:2], *x.shape[1:])
       total += jnp.stack(
         [_compare(params, layer, x[:, i], x[:, j]) for i, j in pairs], axis=1
       )
@@ -104,10 +105,9 @@ def _features(params, scaled, net):
 
 
 def _compare(params, layer, x, y):
-  """Returns [B], what a layer's features x and y [B, h, w, D] add."""
+  """Returns [B], what a layer's normalized features [B, h, w, D] add."""
   head = params[f'NetLinLayer_{layer}']['Conv_0']['kernel'][0, 0, :, 0]
-  square = (_normalize(x) - _normalize(y)) ** 2
-  return jnp.einsum('bhwd,d->bhw', square, head).mean((1, 2))
+  return jnp.einsum('bhwd,d->bhw', (x - y) ** 2, head).mean((1, 2))
 
 
 @functools.cache
