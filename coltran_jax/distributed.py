@@ -55,3 +55,8 @@ def stop_requested(step):
   if jax.process_count() == 1:
     return _stop.is_set()
   return multihost_utils.reached_preemption_sync_point(step)
+
+
+def stop_now():
+  """Returns True if this process is alone and shall stop: between steps, too."""
+  return jax.process_count() == 1 and _stop.is_set()

@@ -152,7 +152,7 @@ def _loop(
   metrics = Metrics(log, one.schedule, config.log_every, notes['pending'])
 
   def look(step):
-    """Evaluates and samples where that is due."""
+    """Evaluates and samples where that is due; Preempted if it shall not."""
     start = time.monotonic()
     last = step == config.num_steps
     if last or step % config.eval_every == 0:
@@ -164,7 +164,9 @@ def _loop(
         limit=limit,
         **hosts,
       )
-      result = one.evaluate(state.ema_variables, eval_batches)
+      result = one.evaluate(
+        state.ema_variables, _until_stopped(step, eval_batches)
+      )
       _check_finite(f'evaluation after step {step}', result)
       run.record_loss(step, result['loss'])
       if log:
@@ -203,12 +205,29 @@ def _loop(
     if not (due or preempted):
       continue
     metrics.drain()  # No step that was not finite gets into a checkpoint.
-    if not preempted:
-      look(step)
-    run.save(step, state, {'pending': metrics.pending, 'due': preempted})
-    if preempted:
+    notice = _stopped_after(step) if preempted else None
+    if not notice:
+      try:
+        look(step)
+      except Preempted as error:
+        notice = error
+    notes = {'pending': metrics.pending, 'due': notice is not None}
+    run.save(step, state, notes)
+    if notice:
       run.finish()
-      raise Preempted(f'stopped after step {step}; it is saved')
+      raise notice
+
+
+def _stopped_after(step):
+  return Preempted(f'stopped after step {step}; it is saved')
+
+
+def _until_stopped(step, batches):
+  """Yields batches; an evaluation may take longer than a notice gives."""
+  for batch in batches:
+    if distributed.stop_now():
+      raise _stopped_after(step)
+    yield batch
 
 
 def _report(one, train_step, state):

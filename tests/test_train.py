@@ -16,6 +16,7 @@ from coltran_jax import (
   checkpoint,
   cli,
   configuration,
+  distributed,
   losses,
   models,
   run_directory,
@@ -25,7 +26,7 @@ from coltran_jax import (
 )
 from coltran_jax import trainer as trainers
 from coltran_jax.convert import names
-from coltran_jax.data import sources
+from coltran_jax.data import input_pipeline, sources
 
 
 @pytest.fixture(scope='session')
@@ -212,6 +213,23 @@ def test_a_config_that_cannot_be_trained_is_refused(changes, message):
     trainers.Trainer(training.config(**changes))
 
 
+def stopped_in_its_evaluation(*args):
+  """Trains until a stop is asked for within an evaluation."""
+  eval_batches = input_pipeline.eval_batches
+
+  def batches(*args, **options):
+    for batch in eval_batches(*args, **options):
+      distributed._stop.set()
+      yield batch
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(input_pipeline, 'eval_batches', batches)
+    try:
+      train.train_and_evaluate(*args)
+    finally:
+      distributed._stop.clear()
+
+
 def test_a_run_that_is_stopped_and_goes_on_is_the_undisturbed_run(
   tmp_path, data_dir, preempt_after
 ):
@@ -228,6 +246,8 @@ def test_a_run_that_is_stopped_and_goes_on_is_the_undisturbed_run(
       train.train_and_evaluate(config, tmp_path / 'parts', data_dir)
     assert stop in training.steps(tmp_path / 'parts')
   preempt_after(None)
+  with pytest.raises(train.Preempted, match='step 20'):
+    stopped_in_its_evaluation(config, tmp_path / 'parts', data_dir)
   train.train_and_evaluate(config, tmp_path / 'parts', data_dir)
   assert training.lines(tmp_path / 'parts') == expected
   losses_ = [
