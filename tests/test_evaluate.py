@@ -190,6 +190,37 @@ def test_numbers_of_other_settings_are_not_taken_over(folders, tmp_path):
   assert means[0] != means[1]
 
 
+def test_pictures_of_many_sizes_are_measured_a_few_at_a_time(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(pairs, '_MOST_SHAPES', 1)
+  waiting = []
+  values = pairs._values
+  monkeypatch.setattr(
+    pairs,
+    '_values',
+    lambda groups, *rest: waiting.append(len(groups)) or values(groups, *rest),
+  )
+  for folder in ('truth', 'one'):
+    for i in range(4):
+      picture = data_sets.picture(i, SIDE, SIDE + i // 2)
+      data_sets.save(tmp_path / folder / f'{i}.png', picture)
+  out = ('-o', tmp_path / 'out')
+  args = ('pairs', tmp_path / 'truth', tmp_path / 'one', *QUICK, *out)
+  assert evaluate(*args) == 0
+  assert waiting == [2, 2]
+  row = json.loads((tmp_path / 'out/table.json').read_text())['rows']['one']
+  assert row['lpips']['value'] == pytest.approx(0, abs=1e-6)
+
+
+def test_pictures_too_large_to_measure_need_resize(
+  folders, capsys, monkeypatch
+):
+  monkeypatch.setattr(pairs, '_MOST_PIXELS', SIDE * SIDE - 1)
+  assert evaluate('pairs', *folders[:2], *QUICK) == 1
+  assert '40x40 pixels, too many to measure' in capsys.readouterr().err
+
+
 def test_intervals_hold_the_mean_and_shrink_with_more_pictures():
   values = np.random.default_rng(0).normal(5, 1, 1000)
   few, many = table.interval(values[:30]), table.interval(values)

@@ -9,6 +9,7 @@ colorize -n` writes them.
 import dataclasses
 import json
 import logging
+import math
 import os
 import pathlib
 import re
@@ -25,7 +26,9 @@ from coltran_jax.evaluation import image_metrics, lpips
 
 METRICS = ('lpips', 'psnr', 'ssim', 'ciede2000', 'colorfulness')
 GRAY = 'gray'  # The method that leaves a picture as it is: what to beat.
-_AT_ONCE = 16  # Pictures in a batch, all methods together.
+_AT_ONCE = 1 << 20  # Pixels in a batch, all methods together.
+_MOST_PIXELS = 1 << 22  # Of a picture: VGG16's features of more take 1 GB.
+_MOST_SHAPES = 8  # That wait for a batch to be full.
 _HIGHEST_PSNR = 100.0  # dB, for equal pictures: means stay finite.
 _log = logging.getLogger('coltran')
 
@@ -176,16 +179,13 @@ def measure(comparison, settings, log=None):
   names = list(comparison.truth)
   known = _read_log(log, settings)
   rows, waiting, shapes = {}, {}, set()
-  at_once = max(1, _AT_ONCE // (1 + sum(samples.values())))
-  devices = jax.device_count()
-  at_once = -(-at_once // devices) * devices
   mesh = sharding.make_mesh()
   with tqdm.tqdm(total=len(names), unit='picture', disable=None) as bar:
 
     def flush(shape):
       group = waiting.pop(shape)
       values = _values(
-        [pictures for *_, pictures in group], samples, settings, mesh, at_once
+        [pictures for *_, pictures in group], samples, settings, mesh
       )
       for (name, key, _), value in zip(group, values, strict=True):
         rows[name] = value
@@ -199,23 +199,38 @@ def measure(comparison, settings, log=None):
         rows[name] = known[name]
         bar.update()
         continue
-      shapes.add(pictures.shape)
-      if len(shapes) == 9:
+      shape = pictures.shape
+      shapes.add(shape)
+      if len(shapes) == _MOST_SHAPES + 1:
         _log.warning(
           'pictures of many sizes: each takes a compilation; '
           '--resize 256 makes them equal'
         )
-      waiting.setdefault(pictures.shape, []).append((name, key, pictures))
-      if len(waiting[pictures.shape]) == at_once:
-        flush(pictures.shape)
+      waiting.setdefault(shape, []).append((name, key, pictures))
+      if len(waiting[shape]) == _at_once(shape, mesh.size):
+        flush(shape)
+      elif len(waiting) > _MOST_SHAPES:
+        flush(next(iter(waiting)))
     for shape in list(waiting):
       flush(shape)
   return _gathered([rows[name] for name in names])
 
 
+def _at_once(shape, devices):
+  """Returns how many groups [P, H, W, 3] make a batch, some for each device."""
+  count = max(1, _AT_ONCE // math.prod(shape[:3]))
+  return -(-count // devices) * devices
+
+
 def _read(comparison, name, settings):
   """Returns uint8 [P, H, W, 3]: truth, gray, then the methods' samples."""
-  truth = read(comparison.truth[name], settings.resize)
+  path = comparison.truth[name]
+  truth = read(path, settings.resize)
+  height, width = truth.shape[:2]
+  if height * width > _MOST_PIXELS:
+    raise MismatchError(
+      f'{path} has {width}x{height} pixels, too many to measure: give --resize'
+    )
   pictures = [truth, gray(truth)]
   for made in comparison.methods.values():
     for path in made[name]:
@@ -245,10 +260,10 @@ def gray(pixels):
   return image.join(pixels, np.full((1, 1, 3), 128, np.uint8))
 
 
-def _values(groups, samples, settings, mesh, at_once):
+def _values(groups, samples, settings, mesh):
   """Returns a dict of numbers a picture; groups: uint8 [P, H, W, 3] each."""
   pictures = np.stack(groups)  # [B, P, H, W, 3]
-  padding = at_once - len(groups)
+  padding = _at_once(groups[0].shape, mesh.size) - len(groups)
   pictures = np.concatenate([pictures, pictures[-1:].repeat(padding, 0)])
   spec = PartitionSpec(sharding.AXES)
   pictures = jax.device_put(pictures, NamedSharding(mesh, spec))
