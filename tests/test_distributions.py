@@ -65,7 +65,7 @@ def test_too_few_for_a_covariance_gives_kid_and_says_so(tmp_path, caplog):
       distributions.Network('F', 'K', lambda x: means(x).repeat(2, 1)),
     )
   assert not any(name.startswith('F') for name in found['made'])
-  assert 'pictures or more' in caplog.text
+  assert caplog.text.count('3 pictures are too few for F') == 1
 
 
 def test_coltran5k_compares_with_other_pictures_of_the_split(tmp_path):

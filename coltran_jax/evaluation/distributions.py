@@ -63,6 +63,7 @@ def paired(comparison, network, resize=None):
     len(comparison.truth),
     'truth',
   )
+  _warn(truth, network)
   sets = {
     label: (pairs.read(paths[0], resize) for paths in made.values())
     for label, made in comparison.methods.items()
@@ -108,6 +109,7 @@ def coltran5k(split, folders, network, count=5000, first=10_000):
   sets['originals'] = (_original(split[i]) for i in range(count))
   real = (_original(split[first + i]) for i in range(count))
   real = _features(real, network, count, 'real')
+  _warn(real, network)
   return {
     label: _distances(
       _features(of, network, count, label), real, network, 'coltran5k'
@@ -151,17 +153,30 @@ def _features(pictures, network, count, label):
 def _distances(made, real, network, protocol):
   """Returns {metric: value}: Frechet where there are pictures enough, kernel."""
   out = {}
-  try:
+  if _enough(real):
     statistics = []
     for features in (made, real):
       statistics.append(frechet.Statistics.empty(features.shape[1]))
       statistics[-1].update(features)
-    name = f'{network.frechet} ({protocol})'
-    out[name] = frechet.distance(*statistics)
-  except frechet.TooFew as error:
-    _log.warning('%s: %s', name, error)
+    out[f'{network.frechet} ({protocol})'] = frechet.distance(*statistics)
   size = min(_KID_SUBSET, len(real) // 2)
   if size >= 2:
     name = f'{network.kernel} ({protocol}, subsets of {size})'
     out[name] = frechet.kid(made, real, size=size).mean
   return out
+
+
+def _enough(features):
+  """Returns True if a covariance of features [B, D] has full rank."""
+  return len(features) > features.shape[1]
+
+
+def _warn(features, network):
+  if not _enough(features):
+    _log.warning(
+      '%d pictures are too few for %s, which needs %d: there is only %s',
+      len(features),
+      network.frechet,
+      features.shape[1] + 1,
+      network.kernel,
+    )

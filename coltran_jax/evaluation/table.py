@@ -146,7 +146,9 @@ def head(metric):
 
 def shown(figure, metric):
   """Returns (value, interval) of a Figure or None as text."""
-  digits = _COLUMNS[metric][1] if metric in _COLUMNS else 2
+  digits = 4 if metric.lower().startswith('kid') else 2
+  if metric in _COLUMNS:
+    digits = _COLUMNS[metric][1]
   if figure is None:
     return '', ''
   if figure.low is None:
