@@ -11,6 +11,7 @@ meta holds a fingerprint of the state, since orbax restores flipped bits in
 silence; a damaged checkpoint is passed over, loudly, for the next older one.
 """
 
+import copy
 import fcntl
 import json
 import logging
@@ -126,7 +127,8 @@ class RunDirectory:
       'fingerprints': fingerprints(tree),
       'config': self._config,
       'data_fingerprint': self._data_fingerprint,
-      'notes': notes,
+      # As they are now: orbax writes later, when the run has changed its own.
+      'notes': copy.deepcopy(notes),
     }
     try:
       self._manager.save(

@@ -401,6 +401,24 @@ def test_a_run_directory_refuses_another_config_unless_told(tmp_path):
   save(other, 3)  # It is the run's own now.
 
 
+def test_a_checkpoint_holds_the_notes_of_its_moment(tmp_path, monkeypatch):
+  trainer = training.trainer()
+  late = []
+  json_save = run_directory.ocp.args.JsonSave
+  monkeypatch.setattr(
+    run_directory.ocp.args,
+    'JsonSave',
+    lambda meta: late.append(meta) or json_save(meta),
+  )
+  notes = {'pending': [{'loss': 1.0}], 'due': False}
+  with training.opened(tmp_path, trainer.config) as run:
+    run.save(1, training.first_state(trainer), notes)
+    notes['pending'][0]['loss'] = 2.0
+    notes['pending'].append({'loss': 3.0})
+    # What orbax's thread may only now come to write.
+    assert late[0]['notes'] == {'pending': [{'loss': 1.0}], 'due': False}
+
+
 def test_a_run_directory_is_one_process_s_at_a_time(tmp_path):
   with (
     training.opened(tmp_path, training.config()),
