@@ -75,37 +75,13 @@ def _parser():
     help="'cnn' is the baseline: one coloring a photo, no --temperature, "
     '--sampler or --fast (default: coltran)',
   )
-  add.add_argument(
-    '-n',
-    '--num-samples',
-    type=command.count,
-    default=1,
-    help='colorings a photo; more than one adds a contact sheet (default: 1)',
-  )
-  add.add_argument('--seed', type=command.seed, default=0, help='default: 0')
-  add.add_argument(
-    '--temperature',
-    type=command.temperature,
-    default=1.0,
-    help='0 takes the most probable colors (default: 1.0)',
-  )
+  command.add_sampling(add)
   add.add_argument(
     '--size',
     choices=('original', '256'),
     default='original',
     help="'original' keeps the photo's size and luminance, '256' is the "
     'published central square (default: original)',
-  )
-  add.add_argument(
-    '--sampler',
-    choices=('exact', 'reference'),
-    default='exact',
-    help="'reference' repeats the published sampler (default: exact)",
-  )
-  add.add_argument(
-    '--fast',
-    action='store_true',
-    help='leave out the third stage; for --size original',
   )
   add.add_argument(
     '--chunk',
@@ -188,13 +164,7 @@ def _parser():
   add.add_argument(
     '--workdir', required=True, metavar='DIR', help='checkpoints and logs'
   )
-  add.add_argument(
-    '--data_dir',
-    '--data-dir',
-    metavar='DIR',
-    default=os.environ.get('COLTRAN_DATA'),
-    help='of the data sets that `coltran prepare` made (default: $COLTRAN_DATA)',
-  )
+  command.add_data_dir(add)
   add.add_argument(
     '--set',
     action='append',
@@ -417,14 +387,7 @@ def _colorize(args):
       colorizer = pipeline.Colorizer.from_pretrained(
         args.weights, fast=args.fast, chunk=args.chunk
       )
-      options = {
-        'num_samples': args.num_samples,
-        'seed': args.seed,
-        'temperature': args.temperature,
-        'size': size,
-        'sampler': args.sampler,
-        'fast': args.fast,
-      }
+      options = {'size': size, **command.sampling_options(args)}
   except checkpoint.CheckpointError as error:
     return command.fail(error, command.EXIT_WEIGHTS)
   failed = batch.run(colorizer, jobs, options, resume=args.resume)

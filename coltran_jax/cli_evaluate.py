@@ -48,23 +48,8 @@ def add(commands):
   )
   model.add_argument('--data', default='sports', metavar='NAME')
   model.add_argument('--split', default='valid')
-  model.add_argument(
-    '--data_dir',
-    '--data-dir',
-    metavar='DIR',
-    default=os.environ.get('COLTRAN_DATA'),
-    help='of the data sets that `coltran prepare` made (default: '
-    '$COLTRAN_DATA)',
-  )
-  model.add_argument('-n', '--num-samples', type=command.count, default=1)
-  model.add_argument('--seed', type=command.seed, default=0)
-  model.add_argument('--temperature', type=command.temperature, default=1.0)
-  model.add_argument(
-    '--sampler', choices=('exact', 'reference'), default='exact'
-  )
-  model.add_argument(
-    '--fast', action='store_true', help='leave out the third stage'
-  )
+  command.add_data_dir(model)
+  command.add_sampling(model)
   model.add_argument(
     '--size',
     type=command.count,
@@ -89,13 +74,7 @@ def add(commands):
     '14,999. The originals are measured beside them and must give 14.68.',
   )
   five.add_argument('made', nargs='+', metavar='OUT')
-  five.add_argument(
-    '--data_dir',
-    '--data-dir',
-    metavar='DIR',
-    default=os.environ.get('COLTRAN_DATA'),
-    help='with imagenet2012, made by `coltran prepare`',
-  )
+  command.add_data_dir(five)
   five.set_defaults(run=_coltran5k)
 
   for part in (pairs, model):
@@ -141,7 +120,7 @@ def _pairs(args):
 
   def run():
     comparison = pairs.find(args.truth, args.made)
-    _evaluate(args, comparison, args.resize)
+    _evaluate(args, comparison, _networks(args), args.resize)
 
   return _reported(run)
 
@@ -154,14 +133,9 @@ def _model(args):
   from coltran_jax.evaluation import colorings, pairs
 
   def run():
+    networks = _networks(args)  # Before hours of coloring, not after.
     split = sources.open_split(args.data, args.data_dir, args.split)
-    options = {
-      'num_samples': args.num_samples,
-      'seed': args.seed,
-      'temperature': args.temperature,
-      'sampler': args.sampler,
-      'fast': args.fast,
-    }
+    options = command.sampling_options(args)
     methods = colorings.methods(args.weights, options)
     folder = args.output
     bits = colorings.make(
@@ -176,17 +150,17 @@ def _model(args):
       os.path.join(folder, colorings.TRUTH),
       [os.path.join(folder, label) for label in methods],
     )
-    _evaluate(args, comparison, None, bits)
+    _evaluate(args, comparison, networks, bits=bits)
 
   return _reported(run)
 
 
-def _evaluate(args, comparison, resize, bits=None):
+def _evaluate(args, comparison, networks, resize=None, bits=None):
   from coltran_jax.evaluation import evaluate, pairs, table
 
   settings = pairs.Settings(args.protocol, args.net, resize)
   made, values = evaluate.evaluate(
-    comparison, settings, args.output, bits, _networks(args)
+    comparison, settings, args.output, bits, networks
   )
   if args.each:
     for i, name in enumerate(comparison.truth):
@@ -235,9 +209,8 @@ def _reported(run):
   """Returns the exit code of run(); says what went wrong."""
   import jax
 
-  from coltran_jax import checkpoint, photo
-  from coltran_jax.data import sources
-  from coltran_jax.evaluation import colorings, pairs
+  from coltran_jax import checkpoint
+  from coltran_jax.evaluation import colorings
 
   command.keep_programs(jax)
   try:
@@ -246,12 +219,7 @@ def _reported(run):
     return command.fail(error, command.EXIT_WEIGHTS)
   except colorings.OptionsError as error:
     return command.fail(error, command.EXIT_USAGE)
-  except (
-    pairs.MismatchError,
-    photo.PhotoError,
-    sources.DataError,
-    ValueError,
-    OSError,
-  ) as error:
+  # ValueError: of names that do not match, photos, data sets, and settings.
+  except (ValueError, OSError) as error:
     return command.fail(error, command.EXIT_FAILED)
   return 0

@@ -43,9 +43,7 @@ class CNNColorizer:
 
     source, size and what is raised: as of `pipeline.Colorizer`.
     """
-    return pipeline.as_source(
-      source, lambda read: self.colorize(read, size), self, size
-    )[0]
+    return pipeline.as_source(source, self, size)[0]
 
   def colorize(self, read, size='original'):
     """Returns a list of one [H, W, 3] array of a `photo.Photo`.

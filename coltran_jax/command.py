@@ -34,6 +34,53 @@ def temperature(text):
   return _number(float, text, 0, math.inf, 'a number, 0 or more')
 
 
+def add_sampling(parser):
+  """Adds the options that `sampling_options` reads."""
+  parser.add_argument(
+    '-n',
+    '--num-samples',
+    type=count,
+    default=1,
+    help='colorings a photo; `colorize` adds a contact sheet of several '
+    '(default: 1)',
+  )
+  parser.add_argument('--seed', type=seed, default=0, help='default: 0')
+  parser.add_argument(
+    '--temperature',
+    type=temperature,
+    default=1.0,
+    help='0 takes the most probable colors (default: 1.0)',
+  )
+  parser.add_argument(
+    '--sampler',
+    choices=('exact', 'reference'),
+    default='exact',
+    help="'reference' repeats the published sampler (default: exact)",
+  )
+  parser.add_argument(
+    '--fast',
+    action='store_true',
+    help='leave out the third stage; not with --size 256 of `colorize`',
+  )
+
+
+def sampling_options(args):
+  """Returns keyword arguments of `pipeline.Colorizer.colorize`."""
+  names = ('num_samples', 'seed', 'temperature', 'sampler', 'fast')
+  return {name: getattr(args, name) for name in names}
+
+
+def add_data_dir(parser):
+  """Adds the option that says where prepared data sets are."""
+  parser.add_argument(
+    '--data_dir',
+    '--data-dir',
+    metavar='DIR',
+    default=os.environ.get('COLTRAN_DATA'),
+    help='of the data sets that `coltran prepare` made (default: $COLTRAN_DATA)',
+  )
+
+
 def fail(message, code):
   """Returns the exit code; says what went wrong."""
   print(f'coltran: {message}', file=sys.stderr)

@@ -121,6 +121,12 @@ def resize(array, height, width):
   return np.rint(sums, out=sums).astype(np.uint8)
 
 
+def shrink(array, longest):
+  """uint8 [H, W(, C)] by area, its long side at most `longest`; none grows."""
+  scale = min(1, longest / max(array.shape[:2]))
+  return resize(array, *(max(1, round(n * scale)) for n in array.shape[:2]))
+
+
 def square(array, size):
   """Central square uint8 [size, size(, C)] of uint8 [H, W(, C)], by area."""
   height, width = array.shape[:2]
@@ -332,9 +338,7 @@ def contact_sheet(images, columns, labels=None, gap=8, background=255):
     raise ValueError(f'{len(labels)} labels for {len(images)} images')
   cells = []
   for image in images:
-    scale = min(1, _CELL / max(image.shape[:2]))
-    sides = (max(1, round(side * scale)) for side in image.shape[:2])
-    cell = resize(image, *sides)
+    cell = shrink(image, _CELL)
     cells.append(np.broadcast_to(cell, (*cell.shape[:2], 3)))
   height = max(cell.shape[0] for cell in cells)
   width = max(cell.shape[1] for cell in cells)

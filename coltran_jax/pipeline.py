@@ -39,17 +39,17 @@ class Stages:
 class Colorizer:
   """Colours photos; `from_pretrained` makes one.
 
-  stages: {stage: (model, params)}, of `STAGES`; without the spatial upsampler
-  only `fast=True` works. chunk: lines that the upsamplers work on at a time
+  stages: {stage: (model, params)}, of `STAGES`, also an attribute; without the
+  spatial upsampler only `fast=True` works. chunk: lines that the upsamplers work on at a time
   (less memory and faster on a CPU), None for all.
   """
 
   def __init__(self, stages, chunk=8):
-    self._stages = {}
+    self.stages = {}
     for stage, (model, params) in stages.items():
       if stage != 'colorizer':
         model = model.clone(chunk=chunk)
-      self._stages[stage] = (model, jax.device_put(params))
+      self.stages[stage] = (model, jax.device_put(params))
 
   @classmethod
   def from_pretrained(cls, weights, fast=False, chunk=8):
@@ -98,11 +98,13 @@ class Colorizer:
     """
     return as_source(
       source,
-      lambda read: self.colorize(
-        read, num_samples, seed, temperature, size, sampler, fast
-      ),
       self,
-      size,
+      num_samples=num_samples,
+      seed=seed,
+      temperature=temperature,
+      size=size,
+      sampler=sampler,
+      fast=fast,
     )
 
   def colorize(
@@ -127,7 +129,7 @@ class Colorizer:
       raise ValueError(f'seed must be 0 to {(1 << 32) - 1}, not {seed}')
     if fast and size != 'original':
       raise ValueError("fast needs size='original'")
-    if not fast and 'spatial_upsampler' not in self._stages:
+    if not fast and 'spatial_upsampler' not in self.stages:
       raise ValueError('without a spatial_upsampler only fast=True works')
     pixels = photo.eight_bit(read.pixels)
     if fast:
@@ -170,14 +172,14 @@ class Colorizer:
     stage three's, or None to leave it out. keys: [B].
     """
     sample = sampling.sample(
-      *self._stages['colorizer'],
+      *self.stages['colorizer'],
       gray,
       keys,
       temperature=temperature,
       mode=sampler,
     )
     symbols = color.codes_to_symbols(sample.codes)
-    low = sampling.upsample(*self._stages['color_upsampler'], gray, symbols)
+    low = sampling.upsample(*self.stages['color_upsampler'], gray, symbols)
     low = np.asarray(low)
     full = None
     if gray_full is not None:
@@ -185,7 +187,7 @@ class Colorizer:
       blurry = np.stack([image.resize(one, *size) for one in low])
       full = np.asarray(
         sampling.upsample(
-          *self._stages['spatial_upsampler'], gray_full, blurry.astype(np.int32)
+          *self.stages['spatial_upsampler'], gray_full, blurry.astype(np.int32)
         )
       )
     return Stages(
@@ -196,7 +198,7 @@ class Colorizer:
     )
 
   def _side(self, stage):
-    return self._stages[stage][0].resolution[0]
+    return self.stages[stage][0].resolution[0]
 
 
 def find(weights):
@@ -261,10 +263,10 @@ def like(read, size):
   )
 
 
-def as_source(source, colorize, colorizer, size):
-  """Returns colorize(photo) of any source, as things of the source's kind."""
+def as_source(source, colorizer, size, **options):
+  """Returns a colorizer's colorings of any source, of the source's kind."""
   read = photo.read(source)
-  colored = colorize(read)
+  colored = colorizer.colorize(read, size=size, **options)
   if isinstance(source, (bytes, bytearray, memoryview)):
     target = colorizer.like(read, size)
     return [photo.encode(pixels, target) for pixels in colored]

@@ -46,6 +46,11 @@ def of_batch(mesh):
   return NamedSharding(mesh, PartitionSpec(AXES))
 
 
+def round_up(mesh, count):
+  """Returns the least batch size of `count` or more that all devices share."""
+  return -(-count // mesh.size) * mesh.size
+
+
 def replicate(mesh, tree):
   """Returns the arrays of a tree, the same on all hosts, on all devices."""
   # A copy by a program: device_put cannot reach the devices of other hosts.

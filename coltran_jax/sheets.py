@@ -22,7 +22,9 @@ def before_after(pairs, format):
   time. Raises PhotoError if a file cannot be read.
   """
   pictures = [
-    _small(_rgb(photo.read(path).pixels)) for pair in pairs for path in pair
+    image.shrink(_rgb(photo.read(path).pixels), _CELL)
+    for pair in pairs
+    for path in pair
   ]
   return _encoded(image.contact_sheet(pictures, columns=4), format)
 
@@ -30,14 +32,6 @@ def before_after(pairs, format):
 def _rgb(pixels):
   pixels = photo.eight_bit(pixels)
   return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
-
-
-def _small(pixels):
-  height, width = pixels.shape[:2]
-  scale = min(1, _CELL / max(height, width))
-  return image.resize(
-    pixels, max(1, round(height * scale)), max(1, round(width * scale))
-  )
 
 
 def _encoded(pixels, format):

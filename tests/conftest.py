@@ -39,6 +39,22 @@ def fixtures():
   return FIXTURES
 
 
+@pytest.fixture(scope='session')
+def study_tensors(fixtures):
+  """{PyTorch name: array} of the study's CNN."""
+  with np.load(fixtures / 'cnn/cnn.npz') as arrays:
+    return {k[2:]: v for k, v in arrays.items() if k.startswith('w:')}
+
+
+@pytest.fixture
+def no_cache(monkeypatch):
+  """Leaves the user's cache and this process's settings alone."""
+  from coltran_jax import command
+
+  monkeypatch.setattr(command, 'keep_programs', lambda jax: None)
+  monkeypatch.delenv('COLTRAN_WEIGHTS', raising=False)
+
+
 VARIANTS = sorted(
   path.stem.removeprefix('colorizer_')
   for path in (FIXTURES / 'coltran').glob('colorizer_*.npz')

@@ -19,6 +19,7 @@ import skimage.data
 
 from coltran_jax import cli, command, convert, photo, pipeline, png_tiff
 
+pytestmark = pytest.mark.usefixtures('no_cache')
 GRAY = skimage.data.coffee()[::4, ::4, 1].copy()  # 100x150
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 
@@ -45,13 +46,6 @@ def weights(fixtures, tmp_path_factory):
   folder = tmp_path_factory.mktemp('weights')
   convert.convert(fixtures / 'pipeline' / 'tf_checkpoints', folder)
   return str(folder)
-
-
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-  """Leaves the user's cache and this process's settings alone."""
-  monkeypatch.setattr(command, 'keep_programs', lambda jax: None)
-  monkeypatch.delenv('COLTRAN_WEIGHTS', raising=False)
 
 
 @pytest.fixture

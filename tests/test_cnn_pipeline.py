@@ -19,22 +19,14 @@ from coltran_jax import (
 )
 from coltran_jax.convert import cnn as convert_cnn
 
+pytestmark = pytest.mark.usefixtures('no_cache')
 COFFEE = skimage.data.coffee()[:300, :500]
 
 
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-  """Leaves the user's cache and this process's settings alone."""
-  monkeypatch.setattr(command, 'keep_programs', lambda jax: None)
-  monkeypatch.delenv('COLTRAN_WEIGHTS', raising=False)
-
-
 @pytest.fixture(scope='module')
-def study(fixtures):
+def study(study_tensors):
   """(model, variables) of the study."""
-  with np.load(fixtures / 'cnn/cnn.npz') as arrays:
-    tensors = {k[2:]: v for k, v in arrays.items() if k.startswith('w:')}
-  return convert_cnn.load_cnn(tensors)
+  return convert_cnn.load_cnn(study_tensors)
 
 
 @pytest.fixture(scope='module')
@@ -106,10 +98,9 @@ def test_the_command_colors_with_the_cnn(weights, tmp_path, capsys, colorizer):
 
 
 def test_a_pth_file_becomes_a_checkpoint_directory(
-  study, tmp_path, monkeypatch, capsys, fixtures
+  study, tmp_path, monkeypatch, capsys, study_tensors
 ):
-  with np.load(fixtures / 'cnn/cnn.npz') as arrays:
-    tensors = {k[2:]: v for k, v in arrays.items() if k.startswith('w:')}
+  tensors = dict(study_tensors)
   source, out = tmp_path / 'model.pth', tmp_path / 'out'
   monkeypatch.setattr(convert_cnn, 'read_pth', lambda path: tensors)
   assert cli.main(['convert', str(source), str(out)]) == 0

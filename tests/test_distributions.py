@@ -98,8 +98,7 @@ def test_coltran5k_needs_its_numbers_of_pictures(tmp_path):
     distributions.coltran5k(split, [made], NETWORK, count=3, first=2)
 
 
-def test_wrong_inception_weights_are_named(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(command, 'keep_programs', lambda jax: None)
+def test_wrong_inception_weights_are_named(tmp_path, capsys, no_cache):
   for name in ('truth', 'made'):
     save(tmp_path / name, range(2))
   wrong = tmp_path / 'wrong.npz'

@@ -25,14 +25,9 @@ from coltran_jax import (
 from coltran_jax.convert import cnn as convert_cnn
 from coltran_jax.evaluation import colorings, pairs, table
 
+pytestmark = pytest.mark.usefixtures('no_cache')
 SIDE = 40
 QUICK = ('--net', 'alexnet')
-
-
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-  """Leaves the user's cache and this process's settings alone."""
-  monkeypatch.setattr(command, 'keep_programs', lambda jax: None)
 
 
 @pytest.fixture
@@ -52,15 +47,26 @@ def folders(tmp_path):
 
 
 @pytest.fixture(scope='module')
-def cnn_weights(fixtures, tmp_path_factory):
+def cnn_weights(study_tensors, tmp_path_factory):
   """A checkpoint directory with the study's CNN."""
   folder = tmp_path_factory.mktemp('weights') / 'study'
-  with np.load(fixtures / 'cnn/cnn.npz') as arrays:
-    tensors = {k[2:]: v for k, v in arrays.items() if k.startswith('w:')}
-  model, variables = convert_cnn.load_cnn(tensors)
+  model, variables = convert_cnn.load_cnn(study_tensors)
   tree = models.join(variables)
   checkpoint.save(folder, 'cnn', models.arguments_of(model), tree, 'the study')
   return folder
+
+
+@pytest.fixture
+def measured(monkeypatch):
+  """The sizes of the batches that are measured, not taken from a log."""
+  sizes = []
+  values = pairs._values
+  monkeypatch.setattr(
+    pairs,
+    '_values',
+    lambda groups, *rest: sizes.append(len(groups)) or values(groups, *rest),
+  )
+  return sizes
 
 
 def evaluate(*args):
@@ -154,7 +160,7 @@ def test_the_page_needs_nothing_else_and_escapes_names(folders, tmp_path):
 
 
 def test_a_run_that_was_ended_goes_on_and_gives_the_same(
-  folders, tmp_path, monkeypatch
+  folders, tmp_path, measured
 ):
   truth, one, _ = folders
   options = (*QUICK, '-o', tmp_path / 'out')
@@ -162,19 +168,13 @@ def test_a_run_that_was_ended_goes_on_and_gives_the_same(
   first = (tmp_path / 'out/table.json').read_text()
   log = tmp_path / 'out/values.jsonl'
   log.write_text(log.read_text()[:-40])  # As a kill would leave it.
-  computed = []
-  values = pairs._values
-  monkeypatch.setattr(
-    pairs,
-    '_values',
-    lambda groups, *rest: computed.append(len(groups)) or values(groups, *rest),
-  )
+  measured.clear()
   assert evaluate('pairs', truth, one, *options) == 0
-  assert computed == [1]
+  assert measured == [1]
   assert (tmp_path / 'out/table.json').read_text() == first
   data_sets.save(one / 'b.jpg', data_sets.picture(9, SIDE, SIDE))
   assert evaluate('pairs', truth, one, *options) == 0
-  assert computed == [1, 1]  # A changed picture is measured again.
+  assert measured == [1, 1]  # A changed picture is measured again.
   assert (tmp_path / 'out/table.json').read_text() != first
 
 
@@ -191,16 +191,9 @@ def test_numbers_of_other_settings_are_not_taken_over(folders, tmp_path):
 
 
 def test_pictures_of_many_sizes_are_measured_a_few_at_a_time(
-  tmp_path, monkeypatch
+  tmp_path, monkeypatch, measured
 ):
   monkeypatch.setattr(pairs, '_MOST_SHAPES', 1)
-  waiting = []
-  values = pairs._values
-  monkeypatch.setattr(
-    pairs,
-    '_values',
-    lambda groups, *rest: waiting.append(len(groups)) or values(groups, *rest),
-  )
   for folder in ('truth', 'one'):
     for i in range(4):
       picture = data_sets.picture(i, SIDE, SIDE + i // 2)
@@ -208,7 +201,7 @@ def test_pictures_of_many_sizes_are_measured_a_few_at_a_time(
   out = ('-o', tmp_path / 'out')
   args = ('pairs', tmp_path / 'truth', tmp_path / 'one', *QUICK, *out)
   assert evaluate(*args) == 0
-  assert waiting == [2, 2]
+  assert measured == [2, 2]
   row = json.loads((tmp_path / 'out/table.json').read_text())['rows']['one']
   assert row['lpips']['value'] == pytest.approx(0, abs=1e-6)
 
@@ -299,8 +292,8 @@ def test_coltran_is_measured_with_diversity_and_likelihood(tmp_path, fixtures):
 
 
 def test_names_of_files_come_safely_from_hostile_ids():
-  split = data_sets.Records([('../../etc/passwd', b''), ('a\0/\xff', b'')])
-  names = colorings._names(split)
+  ids = ('../../etc/passwd', 'a\0/\xff')
+  names = [colorings._name(i, 2, id) for i, id in enumerate(ids)]
   assert names == ['0-.._.._etc_passwd', '1-a_']
   assert len(set(names)) == 2
 

@@ -12,6 +12,7 @@ ROWS = [
   {
     *('icc', 'png_tiff', 'color', 'image', 'checkpoint', 'data', 'evaluation'),
     *('configuration', 'distributed', 'sharding', 'run_log', 'command'),
+    'evaluation.feature_layers',
   },
   {
     *('photo', 'models.layers', 'convert.snappy', 'data.decoding'),

@@ -63,9 +63,9 @@ def _load_stage(stage, path, weights):
 
 
 def _load_pth(path):
+  tensors = cnn.read_pth(path)
   try:
-    model, variables = cnn.load_cnn(cnn.read_pth(path))
+    model, variables = cnn.load_cnn(tensors)
   except ConversionError as error:
-    text = str(error).removeprefix(f'{path}')
-    raise ConversionError(f'{path}: {text.lstrip(" :")}') from error
+    raise ConversionError(f'{path}: {error}') from error
   return 'cnn', model, models.join(variables), f'PyTorch file {path.name}'

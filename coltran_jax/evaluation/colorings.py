@@ -94,7 +94,7 @@ def methods(weights, options):
         Method(
           options['num_samples'],
           lambda read, colorizer=colorizer: colorizer.colorize(read, **options),
-          pipeline.load_stage(folder, 'colorizer'),
+          colorizer.stages['colorizer'],
         ),
       )
     if (folder / 'cnn').exists():
@@ -123,15 +123,17 @@ def make(split, folder, of, options, protocol='standard', size=256):
   _check_options(
     folder, {'data': str(split), 'protocol': protocol, 'size': size, **options}
   )
-  names = _names(split)
+  names = []
   everything = {TRUTH: Method(1, lambda read: [read.pixels]), **of}
-  for i, name in enumerate(tqdm.tqdm(names, unit='picture', disable=None)):
-    read = None
+  for i in tqdm.trange(len(split), unit='picture', disable=None):
+    record, read = split[i], None
+    name = _name(i, len(split), record['id'])
+    names.append(name)
     for label, method in everything.items():
       paths = _paths(folder / label, name, method.samples)
       if all(path.exists() for path in paths):
         continue
-      read = read or photo.read(_prepared(split[i], protocol, size))
+      read = read or photo.read(_prepared(record, protocol, size))
       made = method.colorize(read)
       folder.joinpath(label).mkdir(exist_ok=True)
       for path, pixels in zip(paths, made, strict=True):
@@ -147,21 +149,19 @@ def _check_options(folder, options):
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / 'options.json'
   text = json.dumps(options, indent=1, sort_keys=True)
-  if path.exists() and path.read_text('utf-8') != text:
+  if not path.exists():
+    photo.write(path, text.encode())
+  elif path.read_text('utf-8') != text:
     raise OptionsError(
       f'{path} says that the colorings there were made with other options; '
       'choose another folder, or remove it'
     )
-  photo.write(path, text.encode())
 
 
-def _names(split):
-  """Returns one name a record that is safe as a file's, from its id."""
-  digits = len(str(len(split)))
-  return [
-    f'{i:0{digits}d}-{re.sub(r"[^A-Za-z0-9.]+", "_", split[i]["id"])[-60:]}'
-    for i in range(len(split))
-  ]
+def _name(index, count, id):
+  """Returns a name for one of `count` records that is safe as a file's."""
+  safe = re.sub(r'[^A-Za-z0-9.]+', '_', id)[-60:]
+  return f'{index:0{len(str(count))}d}-{safe}'
 
 
 def _paths(folder, name, samples):

@@ -12,7 +12,6 @@ import dataclasses
 import logging
 from typing import Any
 
-import jax
 import numpy as np
 import tqdm
 
@@ -99,8 +98,8 @@ def coltran5k(split, folders, network, count=5000, first=10_000):
       f'{split} has {len(split)} pictures, coltran5k needs {first + count}'
     )
   sets = {}
-  for label, folder in pairs.label(folders).items():
-    files = pairs.pictures(folder)
+  for label, folder in pairs.labelled(folders).items():
+    files = pairs.files(folder)
     if len(files) != count:
       raise pairs.MismatchError(
         f'{folder} has {len(files)} pictures, coltran5k needs {count}'
@@ -128,8 +127,8 @@ def _square(pixels):
 
 def _features(pictures, network, count, label):
   """Returns features float32 [count, D] of an iterator of pictures."""
-  at_once = -(-_AT_ONCE // jax.device_count()) * jax.device_count()
   mesh = sharding.make_mesh()
+  at_once = sharding.round_up(mesh, _AT_ONCE)
   found, waiting = [], []
 
   def flush():

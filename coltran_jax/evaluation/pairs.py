@@ -16,7 +16,6 @@ import re
 import zlib
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 from PIL import Image
 import tqdm
@@ -24,7 +23,6 @@ import tqdm
 from coltran_jax import image, photo, sharding
 from coltran_jax.evaluation import image_metrics, lpips
 
-METRICS = ('lpips', 'psnr', 'ssim', 'ciede2000', 'colorfulness')
 GRAY = 'gray'  # The method that leaves a picture as it is: what to beat.
 _AT_ONCE = 1 << 20  # Pixels in a batch, all methods together.
 _MOST_PIXELS = 1 << 22  # Of a picture: VGG16's features of more take 1 GB.
@@ -82,19 +80,19 @@ def find(truth, folders):
   over, all of which are listed.
   """
   originals = {}
-  for name, path in pictures(truth):
+  for name, path in files(truth):
     if name in originals:
       raise MismatchError(f'{truth} has two pictures called {name}')
     originals[name] = path
   methods, problems = {}, []
-  for name, folder in label(folders).items():
+  for name, folder in labelled(folders).items():
     methods[name] = _match(folder, originals, problems)
   if problems:
     raise MismatchError('\n'.join(problems))
   return Comparison(originals, methods)
 
 
-def pictures(folder):
+def files(folder):
   """Returns [(name, path)] of all pictures below a folder, sorted.
 
   Raises MismatchError if there are none.
@@ -114,7 +112,7 @@ def pictures(folder):
   return found
 
 
-def label(folders):
+def labelled(folders):
   """Returns {short name: folder}, no two the same, none that of `GRAY`.
 
   Raises MismatchError if a folder is given twice.
@@ -131,7 +129,7 @@ def label(folders):
 def _match(folder, originals, problems):
   """Returns {name: [paths]} of a folder of colorings; notes problems."""
   made, extra = {}, []
-  for name, path in pictures(folder):
+  for name, path in files(folder):
     base, number = name, 1
     if name not in originals:
       match = re.fullmatch(r'(.*)-(\d{1,6}|sheet)', name, re.DOTALL)
@@ -207,7 +205,7 @@ def measure(comparison, settings, log=None):
           '--resize 256 makes them equal'
         )
       waiting.setdefault(shape, []).append((name, key, pictures))
-      if len(waiting[shape]) == _at_once(shape, mesh.size):
+      if len(waiting[shape]) == _at_once(shape, mesh):
         flush(shape)
       elif len(waiting) > _MOST_SHAPES:
         flush(next(iter(waiting)))
@@ -216,10 +214,9 @@ def measure(comparison, settings, log=None):
   return _gathered([rows[name] for name in names])
 
 
-def _at_once(shape, devices):
+def _at_once(shape, mesh):
   """Returns how many groups [P, H, W, 3] make a batch, some for each device."""
-  count = max(1, _AT_ONCE // math.prod(shape[:3]))
-  return -(-count // devices) * devices
+  return sharding.round_up(mesh, max(1, _AT_ONCE // math.prod(shape[:3])))
 
 
 def _read(comparison, name, settings):
@@ -263,10 +260,9 @@ def gray(pixels):
 def _values(groups, samples, settings, mesh):
   """Returns a dict of numbers a picture; groups: uint8 [P, H, W, 3] each."""
   pictures = np.stack(groups)  # [B, P, H, W, 3]
-  padding = _at_once(groups[0].shape, mesh.size) - len(groups)
+  padding = _at_once(groups[0].shape, mesh) - len(groups)
   pictures = np.concatenate([pictures, pictures[-1:].repeat(padding, 0)])
-  spec = PartitionSpec(sharding.AXES)
-  pictures = jax.device_put(pictures, NamedSharding(mesh, spec))
+  pictures = jax.device_put(pictures, sharding.of_batch(mesh))
   members, first = {}, 1
   for label, count in samples.items():
     members[label] = range(first, first + count)

@@ -3,8 +3,6 @@
 import base64
 import html
 
-import numpy as np
-
 from coltran_jax import image, photo
 from coltran_jax.evaluation import pairs, table
 
@@ -50,7 +48,7 @@ def rows_picture(comparison, settings, count=8):
   cells, labels = [], []
   for name in dict.fromkeys(picked):
     for label, picture in _cells(comparison, name, settings, samples=True):
-      cells.append(_small(picture, _CELL))
+      cells.append(image.shrink(picture, _CELL))
       labels.append(label)
   columns = len(cells) // len(dict.fromkeys(picked))
   return image.contact_sheet(cells, columns, labels)
@@ -107,7 +105,7 @@ def _pictures(comparison, settings, values):
       if label in labels:
         number = values[label]['lpips'][i, 0]
         text = f'{number:.4f}'
-      small = _small(picture, _THUMBNAIL)
+      small = image.shrink(picture, _THUMBNAIL)
       data = photo.encode(small, photo.read(small), 'JPEG', quality=80)
       source = base64.b64encode(data).decode()
       cells.append(
@@ -137,10 +135,3 @@ def _cells(comparison, name, settings, samples):
       number = f' {i + 1}' if len(paths) > 1 else ''
       yield f'{label}{number}', pairs.read(path, settings.resize)
   yield 'truth', truth
-
-
-def _small(pixels, side):
-  height, width = pixels.shape[:2]
-  scale = min(1, side / max(height, width))
-  sides = (max(1, round(length * scale)) for length in (height, width))
-  return np.ascontiguousarray(image.resize(pixels, *sides))
