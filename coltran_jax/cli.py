@@ -300,8 +300,11 @@ def _train(args):
   try:
     distributed.initialize(*processes)  # Before anything asks for a device.
   except (RuntimeError, TypeError, ValueError) as error:
+    # RuntimeError: the others were not found (yet), which may pass.
+    late = isinstance(error, RuntimeError)
     return command.fail(
-      f'cannot join the other processes: {error}', command.EXIT_USAGE
+      f'cannot join the other processes: {error}',
+      command.EXIT_FAILED if late else command.EXIT_USAGE,
     )
   distributed.catch_signals()
 

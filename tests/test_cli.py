@@ -444,3 +444,24 @@ def test_a_cache_folder_that_cannot_be_made_is_done_without(
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'other'))
   command.keep_programs(jax)
   assert cache_folder() == str(tmp_path / 'fine' / 'coltran_jax')
+
+
+@pytest.mark.parametrize(
+  ('error', 'code'),
+  [
+    (RuntimeError('Failed to recognize coordinator address a'), 1),
+    (ValueError('process_id must be nonnegative'), 2),
+  ],
+)
+def test_peers_that_are_late_are_no_wrong_usage(
+  error, code, monkeypatch, capsys
+):
+  from coltran_jax import distributed
+
+  def initialize(*processes):
+    raise error
+
+  monkeypatch.setattr(distributed, 'initialize', initialize)
+  train = ['train', '--config', 'configs/colorizer.py:debug']
+  assert cli.main([*train, '--workdir', 'x', '--data_dir', 'y']) == code
+  assert f'cannot join the other processes: {error}' in capsys.readouterr().err
