@@ -11,6 +11,7 @@ os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
 
+import clouds
 import hypothesis
 import jax
 import numpy as np
@@ -53,6 +54,16 @@ def no_cache(monkeypatch):
 
   monkeypatch.setattr(command, 'keep_programs', lambda jax: None)
   monkeypatch.delenv('COLTRAN_WEIGHTS', raising=False)
+
+
+@pytest.fixture
+def cloud(tmp_path):
+  """See clouds.Cloud; its folder has a name that breaks careless scripts."""
+  folder = tmp_path / 'it\'s a "cloud"'
+  folder.mkdir()
+  one = clouds.Cloud(folder)
+  yield one
+  one.close()
 
 
 VARIANTS = sorted(

@@ -462,6 +462,7 @@ def test_peers_that_are_late_are_no_wrong_usage(
     raise error
 
   monkeypatch.setattr(distributed, 'initialize', initialize)
-  train = ['train', '--config', 'configs/colorizer.py:debug']
+  configs = pathlib.Path(__file__).parent.parent / 'configs'
+  train = ['train', '--config', f'{configs}/colorizer.py:debug']
   assert cli.main([*train, '--workdir', 'x', '--data_dir', 'y']) == code
   assert f'cannot join the other processes: {error}' in capsys.readouterr().err

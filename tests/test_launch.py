@@ -1,6 +1,5 @@
-"""Launch scripts against a cloud that is played by programs on PATH."""
+"""tpu.sh against a cloud that is played by programs on PATH."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -11,101 +10,10 @@ import subprocess
 import sys
 import time
 
+from clouds import ARGS, FAKES, ROOT, UP
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
-FAKES = ROOT / 'tests' / 'fake_cloud'
 SCRIPTS = sorted((ROOT / 'launch').glob('*.sh'))
-UP = ['WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE']
-ARGS = ('--config', 'configs/colorizer.py', '--workdir', '/bucket/run')
-
-
-class Cloud:
-  """A cloud of this test's own, and tpu.sh for it."""
-
-  def __init__(self, folder):
-    self.folder = folder
-    self.settings = {
-      'TPU_ZONE': 'us-west4-a',
-      'TPU_TYPE': 'v5litepod-16',
-      'TPU_POLL': '0.1',
-      'TPU_ENV': str(folder / 'tpu.env'),
-    }
-    (folder / 'tpu.env').touch()
-    for name, programs in (
-      ('bin', ('gcloud',)),
-      ('worker_bin', ('python3.11', 'coltran', 'sudo', 'gcsfuse')),
-    ):
-      (folder / name).mkdir()
-      for program in programs:
-        (folder / name / program).symlink_to(FAKES / program)
-    self.plan(UP)
-    self.act([])
-
-  def plan(self, *plans):
-    """Says how the slices fare that are asked for, one after the other."""
-    (self.folder / 'plans.json').write_text(json.dumps(plans))
-
-  def act(self, *actions):
-    """Says what training does on each worker, start after start."""
-    self.workers = len(actions)
-    for i, steps in enumerate(actions):
-      lines = ''.join(f'{step}\n' for step in steps)
-      (self.folder / f'actions.{i}').write_text(lines)
-
-  def environment(self):
-    return {
-      'PATH': f'{self.folder}/bin:{os.environ["PATH"]}',
-      'HOME': str(self.folder),
-      'TMPDIR': str(self.folder),
-      'FAKE_CLOUD': str(self.folder),
-      'FAKE_WORKERS': str(self.workers),
-      **self.settings,
-    }
-
-  def tpu(self, *args, code=0):
-    """Runs tpu.sh; returns what it printed."""
-    done = subprocess.run(
-      ['bash', ROOT / 'launch' / 'tpu.sh', *args],
-      env=self.environment(),
-      capture_output=True,
-      text=True,
-      timeout=60,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-  def calls(self, *words):
-    """The arguments of all calls of gcloud that begin so."""
-    path = self.folder / 'calls.jsonl'
-    text = path.read_text() if path.exists() else ''
-    calls = [json.loads(line) for line in text.splitlines()]
-    return [call for call in calls if call[: len(words)] == [*words]]
-
-  def asked(self):
-    return self.calls('compute', 'tpus', 'queued-resources', 'create')
-
-  def words(self):
-    """What the workers say of their runs."""
-    lines = self.tpu('status').splitlines()
-    return [line.split(': ')[1] for line in lines if line.startswith('worker')]
-
-  def wait_for(self, *words):
-    end = time.monotonic() + 30
-    while (now := self.words()) != [*words]:
-      assert time.monotonic() < end, now
-      time.sleep(0.05)
-
-
-@pytest.fixture
-def cloud(tmp_path):
-  folder = tmp_path / 'it\'s a "cloud"'
-  folder.mkdir()
-  one = Cloud(folder)
-  yield one
-  for pid in folder.glob('workers/*/coltran_run/pid'):
-    with contextlib.suppress(ProcessLookupError):
-      os.killpg(int(pid.read_text()), signal.SIGKILL)
 
 
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
@@ -204,16 +112,16 @@ def test_up_replaces_a_slice_that_was_taken_away(cloud):
 def test_a_slice_that_cannot_be_looked_at_is_not_replaced(cloud):
   cloud.plan(['ACTIVE', 'error: PERMISSION_DENIED'])
   cloud.tpu('up')
-  for command in ('up', 'down', 'status'):
-    assert 'PERMISSION_DENIED' in cloud.tpu(command, code=69)
+  for name in ('up', 'down', 'status'):
+    assert 'PERMISSION_DENIED' in cloud.tpu(name, code=69)
   assert len(cloud.asked()) == 1
   assert not cloud.calls('compute', 'tpus', 'queued-resources', 'delete')
 
 
 def test_a_run_from_up_to_down(cloud):
   cloud.act([42, 42, 0], [42, 42, 0])
-  for command in ('up', 'setup', 'setup'):
-    cloud.tpu(command)
+  for name in ('up', 'setup', 'setup'):
+    cloud.tpu(name)
   assert cloud.words() == ['idle', 'idle']
   cloud.tpu('run', *ARGS)
   cloud.wait_for('finished', 'finished')
@@ -259,8 +167,7 @@ def test_secrets_go_in_a_file_for_the_user_alone(cloud):
 
 def test_stop_saves_on_all_workers_and_nothing_starts_again(cloud):
   cloud.act(['wait', 'wait', 0], ['wait', 'wait', 0])
-  for args in (['up'], ['setup'], ['run', *ARGS]):
-    cloud.tpu(*args)
+  cloud.start(*ARGS)
   assert 'running already' in cloud.tpu('run', *ARGS)
   cloud.tpu('run', '--config', 'other', code=1)
   cloud.tpu('setup', code=1)
@@ -278,8 +185,7 @@ def test_a_run_that_does_not_stop_is_killed(cloud):
   coltran.write_text("#!/bin/bash\ntrap '' TERM\nwhile :; do sleep 0.1; done\n")
   coltran.chmod(0o755)
   cloud.settings['TPU_STOP_SECONDS'] = '1'
-  for args in (['up'], ['setup'], ['run', *ARGS]):
-    cloud.tpu(*args)
+  cloud.start(*ARGS)
   assert 'did not stop within 1 s' in cloud.tpu('stop')
   assert cloud.words() == ['died']
 
@@ -287,8 +193,7 @@ def test_a_run_that_does_not_stop_is_killed(cloud):
 def test_restarts_are_bounded(cloud):
   cloud.act([42] * 9)
   cloud.settings['TPU_RESTARTS'] = '3'
-  for args in (['up'], ['setup'], ['run', *ARGS]):
-    cloud.tpu(*args)
+  cloud.start(*ARGS)
   cloud.wait_for('failed; exit code 42')
   assert len((cloud.folder / 'actions.0').read_text().split()) == 9 - 4
 
@@ -326,8 +231,7 @@ def test_watch_starts_a_broken_run_again(cloud):
 
 def test_watch_goes_on_after_a_worker_was_shut_down(cloud):
   cloud.act(['wait', 0], ['wait', 0])
-  for args in (['up'], ['setup'], ['run', *ARGS]):
-    cloud.tpu(*args)
+  cloud.start(*ARGS)
   cloud.wait_for('running; restarts', 'running; restarts')
   pid = (cloud.folder / 'workers/1/coltran_run/pid').read_text()
   os.killpg(int(pid), signal.SIGTERM)  # As the system does, to all.
@@ -347,8 +251,7 @@ def test_watch_replaces_a_slice_with_a_dead_worker(cloud):
   cloud.act([0], ['wait', 0])
   cloud.plan(UP, UP)
   (cloud.folder / 'node').write_text('READY\n')
-  for args in (['up'], ['setup'], ['run', *ARGS]):
-    cloud.tpu(*args)
+  cloud.start(*ARGS)
   (cloud.folder / 'dead').write_text('1')
   shutil.copy(cloud.folder / 'actions.1', cloud.folder / 'actions.0')
   gcloud = cloud.folder / 'bin' / 'gcloud'
@@ -365,8 +268,7 @@ def test_watch_replaces_a_slice_with_a_dead_worker(cloud):
 def test_watch_leaves_a_slice_alone_that_it_cannot_reach(cloud):
   """No worker answers, the cloud says READY: it is this computer's network."""
   cloud.act(['wait', 0])
-  for args in (['up'], ['setup'], ['run', *ARGS]):
-    cloud.tpu(*args)
+  cloud.start(*ARGS)
   (cloud.folder / 'node').write_text('READY\n')
   (cloud.folder / 'dead').write_text('0')
   watch = subprocess.Popen(
@@ -388,8 +290,7 @@ def test_watch_leaves_a_slice_alone_that_it_cannot_reach(cloud):
 
 def test_watch_ends_when_the_run_is_stopped(cloud):
   cloud.act(['wait'])
-  for args in (['up'], ['setup'], ['run', *ARGS]):
-    cloud.tpu(*args)
+  cloud.start(*ARGS)
   cloud.wait_for('running; restarts')
   cloud.tpu('stop')
   assert 'stopped; run or watch goes on' in cloud.tpu('watch', *ARGS, code=42)
