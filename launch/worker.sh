@@ -118,7 +118,7 @@ loop() { # RESTARTS ARGS...
     child=
     say "$(date -u +%FT%TZ) exit code $code"
     [ "$code" = "$RESUME" ] || break
-    [ "$signals" = 0 ] && [ "$restarts" -lt "$limit" ] || break
+    [ "$restarts" -lt "$limit" ] || break
     restarts=$((restarts + 1))
     echo "$restarts" >"$here/restarts"
     sleep "${COLTRAN_RESTART_PAUSE:-10}"

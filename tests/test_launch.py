@@ -159,6 +159,7 @@ def test_secrets_go_in_a_file_for_the_user_alone(cloud):
   run = cloud.folder / 'workers/0/coltran_run'
   assert stat.S_IMODE((run / 'secrets.env').stat().st_mode) == 0o600
   assert stat.S_IMODE(run.stat().st_mode) == 0o700
+  assert set((cloud.folder / 'modes').read_text().split()) == {'700'}
   assert 'tok' not in said + json.dumps(cloud.calls())
   assert not list(cloud.folder.glob('tmp*'))
   del cloud.settings['TOKEN']
