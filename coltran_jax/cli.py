@@ -26,7 +26,7 @@ def main(argv=None):
   if not args.run:
     parser.print_help(sys.stderr)
     return command.EXIT_USAGE
-  if argv is None and args.run is _train:
+  if argv is None and args.huge_pages:
     _use_huge_pages()
   level = logging.WARNING if args.quiet else logging.INFO
   logging.basicConfig(level=logging.WARNING, format='%(message)s')
@@ -45,7 +45,7 @@ def _parser():
   parser.add_argument(
     '--version', action='store_true', help='print the version'
   )
-  parser.set_defaults(run=None)
+  parser.set_defaults(run=None, huge_pages=False)
   commands = parser.add_subparsers(metavar='COMMAND')
 
   add = commands.add_parser(
@@ -191,7 +191,7 @@ def _parser():
   add.add_argument('--num-processes', type=command.count)
   add.add_argument('--process-id', type=int)
   add.add_argument('-q', '--quiet', action='store_true', help='errors only')
-  add.set_defaults(run=_train)
+  add.set_defaults(run=_train, huge_pages=True)
 
   add = commands.add_parser(
     'export',
@@ -267,8 +267,9 @@ def _prepare(args):
 def _use_huge_pages():
   """Starts this command anew with memory in huge pages, where libc has them.
 
-  A step's temporary memory is new each time: in pages of 4 kB the kernel takes
-  a fifth of a step on a CPU to hand it out. libc reads the setting at start.
+  The temporary memory of a training step or of VGG16's features is new each
+  time: in pages of 4 kB the kernel takes a fifth of the time on a CPU to hand it
+  out. libc reads the setting at start.
   """
   name = 'GLIBC_TUNABLES'
   if sys.platform == 'linux' and name not in os.environ:

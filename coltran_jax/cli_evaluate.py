@@ -31,7 +31,7 @@ def add(commands):
     metavar='SIDE',
     help='resize all to squares first, by a bicubic filter',
   )
-  pairs.set_defaults(run=_pairs)
+  pairs.set_defaults(run=_pairs, huge_pages=True)
 
   model = parts.add_parser(
     'model',
@@ -64,7 +64,7 @@ def add(commands):
     metavar='K',
     help='take every K-th picture only',
   )
-  model.set_defaults(run=_model)
+  model.set_defaults(run=_model, huge_pages=True)
 
   five = parts.add_parser(
     'coltran5k',
@@ -75,7 +75,7 @@ def add(commands):
   )
   five.add_argument('made', nargs='+', metavar='OUT')
   command.add_data_dir(five)
-  five.set_defaults(run=_coltran5k)
+  five.set_defaults(run=_coltran5k, huge_pages=True)
 
   for part in (pairs, model):
     part.add_argument(
