@@ -10,9 +10,9 @@ cached keys and values (design: paper section 3).
 A result depends on picture, weights and key only. How floats are summed depends
 on the shapes of the products and on the program around them, so every picture
 meets the same program whatever the batch: pictures are sampled in tiles of
-`TILE`. A tile's empty places are skipped where work is done picture by picture,
-and computed in vain in the pixel loop, where four pictures cost what one does
-(what takes time there is the weights' way from the cache).
+`TILE`. A tile's empty places are computed in vain in the pixel loop, where four
+pictures cost what one does (what takes time there is the weights' way from the
+cache), and skipped elsewhere.
 """
 
 import dataclasses
@@ -51,16 +51,12 @@ class State(flax.struct.PyTreeNode):
   """What goes from row to row.
 
   outer_caches: for each layer and picture keys and values [W, N, H, K]: apart,
-  so that each is updated in place. conditions: what z says to the outer
-  decoder's blocks, for the R rows of a block of rows, [T, R, W, ...]. contexts
-  [T, W, D]: the outer decoder's word on the rows above. row: what `Tile.prepare_row` says of this row, [T, ...].
-  inner_caches: for each layer keys and values [T, N, W, K].
+  so that each is updated in place. contexts [T, W, D]: the outer decoder's word
+  on the rows above. inner_caches: for each layer keys and values [T, N, W, K].
   """
 
   outer_caches: list
-  conditions: list
   contexts: jax.Array
-  row: Any
   inner_caches: list
   out: Sample
 
@@ -88,7 +84,7 @@ class Tile:
   def sample(self):
     """Returns the `Sample` [T, H, W]; the places from count on mean nothing."""
     once = self.once_a_picture()
-    state = self.first_state(once)
+    state = self.first_state()
     table = self.call('symbol_table')
     return jax.lax.fori_loop(
       0,
@@ -109,21 +105,41 @@ class Tile:
   def once_a_picture(self):
     """Returns (z [T, H, W, D], the outer and the inner norms' conditions)."""
 
-    def encode(i):
-      z = self.call('encode', jax.lax.dynamic_index_in_dim(self.gray, i))
+    def encode(gray):
+      z = self.call('encode', gray[None])
       return z[0], self.call('condition_norms', z)
 
-    return self.for_each(encode, _zeros(encode))
+    return self.for_each(encode, self.gray, together=False)
 
-  def for_each(self, function, stacked):
-    """Returns `stacked` [T, ...] with function(i) for each wanted picture i."""
+  def for_each(self, function, *inputs, together=True):
+    """Returns [T, ...], function(*inputs) of each wanted picture.
 
-    def put(i, stacked):
-      return jax.tree.map(lambda s, x: s.at[i].set(x), stacked, function(i))
+    inputs: [T, ...]. With `together` a full tile takes one product where
+    pictures take one each: a row of one picture is too small for the speed of a
+    processor. Both give the same bits.
+    """
+    each = jax.vmap(function)
 
-    return jax.lax.fori_loop(0, self.count, put, stacked)
+    def put(i, out):
+      part = jax.tree.map(
+        lambda x: jax.lax.dynamic_slice_in_dim(x, i, 1), inputs
+      )
+      return jax.tree.map(
+        lambda o, x: jax.lax.dynamic_update_slice_in_dim(o, x, i, 0),
+        out,
+        each(*part),
+      )
 
-  def first_state(self, once):
+    def one_by_one():
+      shapes = jax.eval_shape(each, *inputs)
+      out = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+      return jax.lax.fori_loop(0, self.count, put, out)
+
+    if not together:
+      return one_by_one()
+    return jax.lax.cond(self.count == TILE, lambda: each(*inputs), one_by_one)
+
+  def first_state(self):
     height, width = self.model.resolution
     table, heads = jax.eval_shape(lambda: self.call('symbol_table'))
     num_symbols, num_heads, size = heads['q'].shape
@@ -131,16 +147,13 @@ class Tile:
     def cache(*shape):
       return tuple(jnp.zeros((*shape, size), table.dtype) for _ in 'kv')
 
-    contexts = jnp.zeros((TILE, width, table.shape[-1]), table.dtype)
     shape = (TILE, height, width)
     return State(
       outer_caches=[
         [cache(width, num_heads, height) for _ in range(TILE)]
         for _ in range(self.model.num_outer_layers)
       ],
-      conditions=_zeros(lambda i: self.condition_rows(once, 0, i)),
-      contexts=contexts,
-      row=_zeros(lambda i: self.prepare_row(once, 0, contexts, i)),
+      contexts=jnp.zeros((TILE, width, table.shape[-1]), table.dtype),
       inner_caches=[
         cache(TILE, num_heads, width)
         for _ in range(self.model.num_inner_layers)
@@ -157,67 +170,70 @@ class Tile:
   def sample_rows(self, once, table, block, state):
     """Returns the state after a block of `rows` rows is drawn."""
     first = block * self.rows
-    condition = functools.partial(self.condition_rows, once, first)
-    state = state.replace(conditions=self.for_each(condition, state.conditions))
+
+    def condition(z):
+      z = jax.lax.dynamic_slice_in_dim(z, first, self.rows)
+      return self.call('outer_condition', z)
+
+    # [T, R, W, ...]: what z says to the outer decoder's blocks.
+    conditions = self.for_each(condition, once[0], together=False)
     return jax.lax.fori_loop(
       0,
       self.rows,
-      functools.partial(self.sample_row, once, table, first),
+      functools.partial(self.sample_row, once, table, conditions, first),
       state,
     )
 
-  def condition_rows(self, once, first, i):
-    """Returns what z says to the outer decoder on `rows` rows of picture i."""
-    z = jax.lax.dynamic_slice_in_dim(once[0][i], first, self.rows)
-    return self.call('outer_condition', z)
-
-  def sample_row(self, once, table, first, offset, state):
+  def sample_row(self, once, table, conditions, first, offset, state):
     """Returns the state after row first + offset is drawn."""
     row = first + offset
-    prepare = functools.partial(self.prepare_row, once, row, state.contexts)
-    state = state.replace(row=self.for_each(prepare, state.row))
-    none = jnp.full((TILE,), len(table[0]) - 1)  # Left of the first pixel.
+    none = jnp.full((TILE,), len(table[0]) - 1)  # Left of the first.
+    prepared = self.prepare_row(once, row, state.contexts)
     _, state = jax.lax.fori_loop(
       0,
       self.model.resolution[1],
-      functools.partial(self.sample_pixel, table, row),
+      functools.partial(self.sample_pixel, table, prepared, row),
       (none, state),
     )
-    return self.run_outer_decoder(once, row, offset, state)
+    return self.run_outer_decoder(once, conditions, row, offset, state)
 
-  def run_outer_decoder(self, once, row, offset, state):
+  def run_outer_decoder(self, once, conditions, row, offset, state):
     """Returns the state with the contexts of the row below a drawn row.
 
     Block by block: all pictures meet a block's weights while they are in the
     cache of the processor.
     """
     z, (norms, _) = once
-    codes = state.out.codes
-    contexts = self.for_each(
-      lambda i: self.call('outer_inputs', codes[i, row], z[i, row], row),
-      state.contexts,
-    )
+
+    def inputs(codes, z):
+      return self.call('outer_inputs', codes[row], z[row], row)
+
+    x = self.for_each(inputs, state.out.codes, z)
     outer_caches = []
     for layer, caches in enumerate(state.outer_caches):
 
-      def picture(i, axis, layer=layer):
-        condition = state.conditions[layer][axis]
-        condition = jax.tree.map(lambda c: c[i, offset], condition)
-        return condition, jax.tree.map(lambda n: n[i], norms[layer][axis])
+      def row_step(x, conditions, norms, layer=layer):
+        here = jax.tree.map(lambda c: c[offset], conditions)
+        return self.call('outer_row_step', layer, x, here, norms)
 
-      def row_block(i, layer=layer, contexts=contexts, picture=picture):
-        step = functools.partial(self.call, 'outer_row_step', layer)
-        return step(contexts[i], *picture(i, 0))
+      def column_step(i, cache, values, layer=layer, heads=None):
+        heads = jax.tree.map(lambda h: h[i], heads)
+        made, cache = self.call('outer_column_step', layer, heads, cache, row)
+        return cache, values.at[i].set(made)
 
-      def column_block(i, cache, contexts, layer=layer, picture=picture):
-        step = functools.partial(self.call, 'outer_column_step', layer)
-        x, cache = step(contexts[i], *picture(i, 1), cache, row)
-        return cache, contexts.at[i].set(x)
+      def finish_step(x, values, conditions, norms, layer=layer):
+        here = jax.tree.map(lambda c: c[offset], conditions)
+        return self.call('outer_finish_step', layer, x, values, here, norms)
 
-      contexts = self.for_each(row_block, contexts)
-      caches, contexts = self.for_each_apart(column_block, caches, contexts)
+      x, heads = self.for_each(row_step, x, conditions[layer], norms[layer])
+      caches, values = self.for_each_apart(
+        functools.partial(column_step, heads=heads),
+        caches,
+        jnp.zeros_like(heads['q']),
+      )
+      x = self.for_each(finish_step, x, values, conditions[layer], norms[layer])
       outer_caches.append(caches)
-    return state.replace(contexts=contexts, outer_caches=outer_caches)
+    return state.replace(contexts=x, outer_caches=outer_caches)
 
   def for_each_apart(self, function, owns, shared):
     """Returns (owns, shared) after function(i, owns[i], shared) -> the same.
@@ -237,27 +253,38 @@ class Tile:
       updated.append(own)
     return updated, shared
 
-  def prepare_row(self, once, row, contexts, i):
-    """Returns (pixels, norms, noise) for the pixel loop, of picture i's row.
+  def prepare_row(self, once, row, contexts):
+    """Returns (pixels, norms, noise), [T, ...] each, for the pixel loop.
 
     pixels: see `InnerDecoder.row`. norms: [2D] each. noise: Gumbel [W, V].
     """
-    z, (_, inner_norms) = once
-    pixels = self.call('inner_row', contexts[i], z[i, row], row)
-    if self.exact:
-      norms = jax.tree.map(lambda n: n[i], inner_norms)
-    else:
-      norms = self.call('inner_norms', z[i, row][None, None])
-    norms = jax.tree.map(lambda n: n.reshape(-1), norms)
+    z, (_, norms) = once
     shape = (self.model.resolution[1], self.model.num_codes)
-    noise = jax.random.gumbel(jax.random.fold_in(self.keys[i], row), shape)
-    return pixels, norms, noise
 
-  def sample_pixel(self, table, row, column, carry):
+    def pixels(context, z):
+      return self.call('inner_row', context, z[row], row)
+
+    def row_norms(z):
+      return self.call('inner_norms', z[row][None, None])
+
+    def noise(key):
+      return jax.random.gumbel(jax.random.fold_in(key, row), shape)
+
+    if not self.exact:
+      norms = self.for_each(row_norms, z)
+    norms = jax.tree.map(lambda n: n.reshape(len(n), -1), norms)
+    # Not every kind of key gives a group of pictures what it gives each alone.
+    return (
+      self.for_each(pixels, contexts, z),
+      norms,
+      self.for_each(noise, self.keys, together=False),
+    )
+
+  def sample_pixel(self, table, prepared, row, column, carry):
     """Returns (codes [T], state) after one pixel of each picture is drawn."""
     left, state = carry
     embeddings, heads = table
-    pixels, norms, noise = state.row
+    pixels, norms, noise = prepared
     logits, inner_caches = self.call(
       'inner_step',
       embeddings[left],
@@ -276,11 +303,3 @@ class Tile:
       lambda o, d: o.at[:, row, column].set(d), state.out, drawn
     )
     return codes, state.replace(inner_caches=inner_caches, out=out)
-
-
-def _zeros(function):
-  """Returns zeros [T, ...] for what function(i) gives for one picture."""
-  return jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype),
-    jax.eval_shape(jax.vmap(function), jnp.arange(TILE)),
-  )

@@ -111,7 +111,7 @@ class AxialAttention(nn.Module):
     return self.merge(jnp.einsum(mix, weights.astype(self.dtype), v))
 
   def step(self, heads, cache, index):
-    """Returns (attended [..., D], cache) at position `index` of a causal axis.
+    """Returns (values [..., N, K], cache) at `index` of a causal axis.
 
     heads: that position's modulated heads, each [..., N, K]. cache: (keys,
     values), each [..., N, L, K], which hold the positions before it. (With L
@@ -128,7 +128,7 @@ class AxialAttention(nn.Module):
     logits = jnp.einsum('...k,...sk->...s', heads['q'], keys)
     logits = logits.astype(jnp.float32)
     weights = jax.nn.softmax(logits + bias[None]).astype(self.dtype)
-    attended = self.merge(jnp.einsum('...s,...sk->...k', weights, values))
+    attended = jnp.einsum('...s,...sk->...k', weights, values)
     return attended, (keys, values)
 
 
@@ -223,8 +223,12 @@ class AxialBlock(nn.Module):
     position, broadcasting against x.
     """
     heads = self.attention.modulate(heads, condition['attention'])
-    attended, cache = self.attention.step(heads, cache, index)
-    return self.finish(x, attended, condition, norms), cache
+    values, cache = self.attention.step(heads, cache, index)
+    return self.finish_step(x, values, condition, norms), cache
+
+  def finish_step(self, x, values, condition, norms):
+    """Returns `step`'s y of its input and the attended values [..., N, K]."""
+    return self.finish(x, self.attention.merge(values), condition, norms)
 
   def project(self, x):
     """Returns the attention's heads {'q', 'k', 'v'} of x [..., D]."""

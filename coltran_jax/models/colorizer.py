@@ -83,22 +83,33 @@ class OuterDecoder(nn.Module):
       (row.condition(z), column.condition(z)) for row, column in self._pairs()
     ]
 
-  def row_step(self, layer, x, condition, norms):
-    """Returns x [W, D] after a layer's row block; see `column_step`."""
-    condition = jax.tree.map(lambda c: c[None, None], condition)
-    block = self.row_block[layer]
-    return block.apply_conditions(x[None, None], condition, norms)[0, 0]
+  def row_step(self, layer, x, conditions, norms):
+    """Returns (x [W, D], heads) between a layer's row and column attention.
 
-  def column_step(self, layer, x, condition, norms, cache, index):
-    """Returns (x [W, D], cache) after a layer's column block.
-
-    x: [W, D], row `index` of one picture. condition, norms: of that row and of
-    the picture, for the block. cache: the block's keys and values [W, N, H, K]
-    of the rows above.
+    x: [W, D], a row of one picture. conditions, norms: of that row and of the
+    picture, for the layer's two blocks. heads: the column block's, modulated,
+    each [W, N, K].
     """
+    condition = jax.tree.map(lambda c: c[None, None], conditions[0])
+    block = self.row_block[layer]
+    x = block.apply_conditions(x[None, None], condition, norms[0])[0, 0]
+    attention = self.column_block[layer].attention
+    heads = attention.modulate(attention.project(x), conditions[1]['attention'])
+    return x, heads
+
+  def column_step(self, layer, heads, cache, index):
+    """Returns (values [W, N, K], cache): a layer's column attention.
+
+    heads: of row `index`. cache: keys and values [W, N, H, K] of the rows
+    above.
+    """
+    return self.column_block[layer].attention.step(heads, cache, index)
+
+  def finish_step(self, layer, x, values, conditions, norms):
+    """Returns x [W, D] after a layer, of what the two steps before gave."""
+    norms = jax.tree.map(lambda c: c[0, 0], norms[1])  # [1, 2D]
     block = self.column_block[layer]
-    norms = jax.tree.map(lambda c: c[0, 0], norms)  # [1, 2D]
-    return block.step(x, block.project(x), cache, index, condition, norms)
+    return block.finish_step(x, values, conditions[1], norms)
 
 
 class InnerDecoder(nn.Module):
@@ -321,16 +332,17 @@ class Colorizer(nn.Module):
     """Returns what z [..., D] says; see `OuterDecoder.condition`."""
     return self.outer_decoder.condition(z)
 
-  def outer_row_step(self, layer, x, condition, norms):
-    """Returns x [W, D]; see `OuterDecoder.row_step`."""
-    return self.outer_decoder.row_step(layer, x, condition, norms)
+  def outer_row_step(self, layer, x, conditions, norms):
+    """Returns (x [W, D], heads); see `OuterDecoder.row_step`."""
+    return self.outer_decoder.row_step(layer, x, conditions, norms)
 
-  def outer_column_step(self, layer, x, condition, norms, cache, index):
-    """Returns (x [W, D], cache); the last layer's x is the context of the row
-    below. See `OuterDecoder.column_step`."""
-    return self.outer_decoder.column_step(
-      layer, x, condition, norms, cache, index
-    )
+  def outer_column_step(self, layer, heads, cache, index):
+    """Returns (values, cache); see `OuterDecoder.column_step`."""
+    return self.outer_decoder.column_step(layer, heads, cache, index)
+
+  def outer_finish_step(self, layer, x, values, conditions, norms):
+    """Returns x [W, D]; the last layer's is the context of the row below."""
+    return self.outer_decoder.finish_step(layer, x, values, conditions, norms)
 
   def inner_norms(self, z):
     """Returns the inner decoder's norm conditions of z [B, H or 1, W, D]."""
