@@ -8,11 +8,12 @@ above once a row; the pixel loop only runs the inner decoder on one pixel, with
 cached keys and values (design: paper section 3).
 
 A result depends on picture, weights and key only. How floats are summed depends
-on the shapes of the products and on the program around them, so every picture
-meets the same program whatever the batch: pictures are sampled in tiles of
-`TILE`. A tile's empty places are computed in vain in the pixel loop, where four
-pictures cost what one does (what takes time there is the weights' way from the
-cache), and skipped elsewhere.
+on the shapes of the products: at paper size XLA sums products of 2 to 32 rows
+in one order, of 40 and more in another. So the 64 pixels of a row may go
+through a product alone or with those of a whole tile, and pictures are sampled
+in tiles of `TILE` by one program, whatever the batch. A tile's empty places are
+computed in vain in the pixel loop, where four pictures cost what one does (what
+takes time there is the weights' way from the cache), and skipped elsewhere.
 """
 
 import dataclasses
@@ -170,19 +171,22 @@ class Tile:
   def sample_rows(self, once, table, block, state):
     """Returns the state after a block of `rows` rows is drawn."""
     first = block * self.rows
-
-    def condition(z):
-      z = jax.lax.dynamic_slice_in_dim(z, first, self.rows)
-      return self.call('outer_condition', z)
-
-    # [T, R, W, ...]: what z says to the outer decoder's blocks.
-    conditions = self.for_each(condition, once[0], together=False)
+    conditions = self.condition_rows(once, first)
     return jax.lax.fori_loop(
       0,
       self.rows,
       functools.partial(self.sample_row, once, table, conditions, first),
       state,
     )
+
+  def condition_rows(self, once, first):
+    """Returns what z says to the outer decoder on `rows` rows, [T, R, W, ...]."""
+
+    def condition(z):
+      z = jax.lax.dynamic_slice_in_dim(z, first, self.rows)
+      return self.call('outer_condition', z)
+
+    return self.for_each(condition, once[0], together=False)
 
   def sample_row(self, once, table, conditions, first, offset, state):
     """Returns the state after row first + offset is drawn."""

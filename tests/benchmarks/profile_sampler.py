@@ -1,12 +1,13 @@
 """Where the sampler's time goes: `python tests/benchmarks/profile_sampler.py`.
 
-Each part of sampling one picture at paper size, alone and compiled: its
-milliseconds, the operations of its matrix products, and the rate that makes;
-and the rate of large plain products, which is what this machine can do. One
-JSON object a line.
+Each part of sampling a full tile at paper size, alone and compiled, a picture:
+milliseconds, the operations of its matrix products, the rate that makes, and
+its floor: what plain products of as many rows take in the same run on this
+machine. Part and floor are timed in turn, so that a busy machine slows both.
+One JSON object a line.
 """
 
-import functools
+import argparse
 import json
 import time
 
@@ -17,125 +18,113 @@ import speed
 
 from coltran_jax import sampling_tile
 
-RUNS = 5
 SQUARE = 2 * 512 * 512 / 1e9  # GFLOP of one vector through a 512x512 matrix.
-PIXELS = 64 * 64
+SIDE = 64
+TILE = sampling_tile.TILE
 
 
 def main():
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--runs', type=int, default=3)
+  args = parser.parse_args()
   model, params = speed.build('colorizer')
   model = model.clone(encoder_chunk=16)
-  params = jax.device_put(params)
-  gray = np.random.RandomState(1).randint(0, 256, (1, 64, 64))
+  random = np.random.RandomState(1)
+  gray = random.randint(0, 256, (TILE, SIDE, SIDE))
+  keys = jax.random.split(jax.random.key(0), TILE)
 
-  def call(method, *args):
-    return model.apply({'params': params}, *args, method=method)
-
-  z = report('encoder', 48 * SQUARE * PIXELS, lambda g: call('encode', g), gray)
-  norms, inner_norms = call('condition_norms', z)
-  cache = [(jnp.zeros((64, 4, 64, 128)),) * 2 for _ in range(2)]
-
-  def outer_decoder(z):
-    def row(conditions, first, offset, carry):
-      caches, total = carry
-      index = first + offset
-      x = call('outer_inputs', jnp.zeros(64, jnp.int32), z[index], index)
-      updated = []
-      for layer in range(2):
-        here = jax.tree.map(lambda c: c[offset], conditions[layer])
-        step = functools.partial(call, 'outer_row_step', layer)
-        x = step(x, here[0], norms[layer][0])
-        step = functools.partial(call, 'outer_column_step', layer)
-        x, c = step(x, here[1], norms[layer][1], caches[layer], index)
-        updated.append(c)
-      return updated, total + x
-
-    def rows(block, carry):
-      first = block * sampling_tile.ROWS
-      part = jax.lax.dynamic_slice_in_dim(z, first, sampling_tile.ROWS)
-      step = functools.partial(row, call('outer_condition', part), first)
-      return jax.lax.fori_loop(0, sampling_tile.ROWS, step, carry)
-
-    start = cache, jnp.zeros((64, 512))
-    return jax.lax.fori_loop(0, 64 // sampling_tile.ROWS, rows, start)[1]
-
-  report('outer decoder, 64 rows', 56 * SQUARE * PIXELS, outer_decoder, z[0])
-
-  def inner_rows(z):
-    def row(index, total):
-      made = call('inner_row', total, z[index], index)
-      return total + 1e-9 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(made))
-
-    return jax.lax.fori_loop(0, 64, row, jnp.zeros((64, 512)))
-
-  report('inner decoder, 64 rows', 35 * SQUARE * PIXELS, inner_rows, z[0])
-  ready = jax.tree.map(
-    lambda x: jnp.stack([x] * sampling_tile.TILE),
-    call('inner_row', z[0, 0], z[0, 0], 0),
-  )
-  flat = jax.tree.map(
-    lambda n: jnp.stack([n.reshape(-1)] * sampling_tile.TILE), inner_norms
-  )
-  report(
-    f'inner decoder, 4096 pixels of {sampling_tile.TILE} pictures',
-    10 * SQUARE * PIXELS * sampling_tile.TILE,
-    functools.partial(pixels, call),
-    ready,
-    flat,
-  )
-  for rows in (64, 4096):
-    x, w = jnp.ones((rows, 512)), jnp.full((512, 512), 1e-3)
-    count = 4096 // rows * 16
-    report(
-      f'plain products of [{rows}, 512] and [512, 512]',
-      SQUARE * rows * count,
-      lambda x, w, n=count: jax.lax.fori_loop(0, n, lambda _, y: y @ w, x),
-      x,
-      w,
+  def tile(params):
+    return sampling_tile.Tile(
+      model=model,
+      params=params,
+      gray=jnp.asarray(gray),
+      keys=keys,
+      count=jnp.int32(TILE),
+      temperature=jnp.float32(1),
+      exact=True,
+      keep_logits=False,
     )
 
+  def part(name, squares, rows, function, *given):
+    compiled = jax.jit(lambda params, *g: function(tile(params), *g))
+    return report(name, squares, rows, args, compiled, params, *given)
 
-def pixels(call, ready, norms):
-  tile = sampling_tile.TILE
-  table, heads = call('symbol_table')
-  caches = [(jnp.zeros((tile, 4, 64, 128)),) * 2 for _ in range(2)]
+  params = jax.device_put(params)
+  once = part('encoder', 48, 16 * SIDE, sampling_tile.Tile.once_a_picture)
+  part('outer decoder', 56, TILE * SIDE, outer_decoder, once)
+  prepared = part('inner decoder, rows', 35, TILE * SIDE, inner_rows, once)
+  part('inner decoder, pixels', 10, TILE, inner_pixels, prepared)
+
+
+def outer_decoder(tile, once):
+  def rows(block, state):
+    first = block * tile.rows
+    conditions = tile.condition_rows(once, first)
+
+    def row(offset, state):
+      index = first + offset
+      return tile.run_outer_decoder(once, conditions, index, offset, state)
+
+    return jax.lax.fori_loop(0, tile.rows, row, state)
+
+  blocks = SIDE // tile.rows
+  return jax.lax.fori_loop(0, blocks, rows, tile.first_state()).contexts
+
+
+def inner_rows(tile, once):
+  contexts = tile.first_state().contexts
+  shapes = jax.eval_shape(lambda: tile.prepare_row(once, 0, contexts))
+  return jax.lax.fori_loop(
+    0,
+    SIDE,
+    lambda row, _: tile.prepare_row(once, row, contexts),
+    jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
+  )
+
+
+def inner_pixels(tile, prepared):
+  table = tile.call('symbol_table')
 
   def pixel(i, carry):
-    left, caches = carry
-    column = i % 64
-    logits, caches = call(
-      'inner_step',
-      table[left],
-      jax.tree.map(lambda h: h[left], heads),
-      jax.tree.map(lambda p: p[:, column], ready),
-      norms,
-      caches,
-      column,
-    )
-    return sampling_tile.pick(logits, 0.0, 1.0), caches
+    return tile.sample_pixel(table, prepared, i // SIDE, i % SIDE, carry)
 
-  start = jnp.zeros(tile, jnp.int32), caches
-  return jax.lax.fori_loop(0, PIXELS, pixel, start)[0]
+  none = jnp.full((len(tile.gray),), len(table[0]) - 1)
+  return jax.lax.fori_loop(0, SIDE**2, pixel, (none, tile.first_state()))[0]
 
 
-def report(name, gflop, function, *args):
-  """Returns function(*args), after printing its best time of RUNS."""
-  compiled = jax.jit(function)
-  result = jax.block_until_ready(compiled(*args))
-  seconds = []
-  for _ in range(RUNS):
-    start = time.perf_counter()
-    jax.block_until_ready(compiled(*args))
-    seconds.append(time.perf_counter() - start)
-  best = min(seconds)
+def report(name, squares, rows, args, function, *given):
+  """Returns function(*given), after printing its best time and its floor's."""
+  gflop = squares * SQUARE * SIDE**2
+  count = max(1, 65536 // rows)
+  plain = jax.jit(
+    lambda x, w: jax.lax.fori_loop(0, count, lambda _, y: y @ w, x)
+  )
+  matrix = jnp.ones((rows, 512)), jnp.full((512, 512), 1 / 512)
+  seconds, floors = [], []
+  for _ in range(args.runs + 1):  # The first compiles.
+    result, taken = timed(function, *given)
+    seconds.append(taken / TILE)
+    taken = min(timed(plain, *matrix)[1] for _ in range(5))
+    floors.append(taken * gflop / (SQUARE * rows * count))
+  best, floor = min(seconds[1:]), min(floors[1:])
   line = {
     'part': name,
     'ms': round(1e3 * best, 1),
     'gflop': round(gflop, 1),
     'gflop_a_second': round(gflop / best),
+    'floor_ms': round(1e3 * floor, 1),
+    'floor': f'products of [{rows}, 512] and [512, 512]',
+    'floor_gflop_a_second': round(gflop / floor),
   }
   print(json.dumps(line), flush=True)
   return result
+
+
+def timed(function, *given):
+  """Returns (function(*given), seconds)."""
+  start = time.perf_counter()
+  result = jax.block_until_ready(function(*given))
+  return result, time.perf_counter() - start
 
 
 if __name__ == '__main__':
