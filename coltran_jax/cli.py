@@ -309,7 +309,16 @@ def _train(args):
     )
   distributed.catch_signals()
 
-  from coltran_jax import checkpoint, train
+  code = _run(args, config)
+  if code not in (0, command.EXIT_RESUME):
+    distributed.leave(code)
+  return code
+
+
+def _run(args, config):
+  import jax
+
+  from coltran_jax import checkpoint, configuration, train
   from coltran_jax.data import sources
 
   try:
@@ -330,6 +339,14 @@ def _train(args):
     return command.fail(error, command.EXIT_WEIGHTS)
   except (train.RunError, sources.DataError, OSError) as error:
     return command.fail(error, command.EXIT_FAILED)
+  except jax.errors.JaxRuntimeError as error:
+    if jax.process_count() == 1:
+      raise
+    return command.fail(
+      'another process is gone, or a device failed; start all processes '
+      f'again to go on: {checkpoint.first_line(error)}',
+      command.EXIT_FAILED,
+    )
   return 0
 
 

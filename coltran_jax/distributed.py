@@ -1,13 +1,22 @@
 """Joins the processes of a run, and tells all at one step that it shall stop."""
 
+import collections
+import functools
+import logging
+import os
 import signal
 import sys
 import threading
 
 import jax
-from jax.experimental import multihost_utils
+import jax.numpy as jnp
+import numpy as np
 
+from coltran_jax import sharding
+
+_DELAY = 2  # Votes that are counted behind the last: none waits for devices.
 _stop = threading.Event()
+_votes = collections.deque()
 
 
 def initialize(coordinator=None, num_processes=None, process_id=None):
@@ -32,9 +41,11 @@ def initialize(coordinator=None, num_processes=None, process_id=None):
 
 
 def catch_signals():
-  """Makes SIGTERM and Ctrl-C ask for a stop; call it after `initialize`."""
-  if jax.process_count() == 1:  # Else jax's own handler must stay.
-    signal.signal(signal.SIGTERM, lambda *_: _stop.set())
+  """Makes SIGTERM and Ctrl-C ask for a stop; call it after `initialize`.
+
+  It takes the place of jax's own handler, whose notice was seen to be missed.
+  """
+  signal.signal(signal.SIGTERM, lambda *_: _stop.set())
   signal.signal(signal.SIGINT, _terminate_once)
 
 
@@ -46,17 +57,35 @@ def _terminate_once(number, frame):
   signal.raise_signal(signal.SIGTERM)
 
 
-def stop_requested(step):
-  """Returns True at the step after which the run shall stop, on all processes.
+def stop_requested():
+  """Returns True, on all processes at once, if one was asked to stop.
 
-  Call it after every step. Several processes agree on a step through jax. That
-  is not used for one: its notice was seen to be missed.
+  All processes must call it as often, after every step: each call is a vote,
+  summed over the devices in the background, and gives the result of the vote
+  two calls ago.
   """
   if jax.process_count() == 1:
     return _stop.is_set()
-  return multihost_utils.reached_preemption_sync_point(step)
+  mesh = sharding.make_mesh()
+  mine = np.full(jax.local_device_count(), _stop.is_set(), np.int32)
+  vote = sharding.to_devices(mesh, {'stop': mine})['stop']
+  _votes.append(_sum(vote, sharding.replicated(mesh)))
+  return len(_votes) > _DELAY and int(_votes.popleft()) > 0
 
 
-def stop_now():
-  """Returns True if this process is alone and shall stop: between steps, too."""
-  return jax.process_count() == 1 and _stop.is_set()
+@functools.partial(jax.jit, static_argnames='out')
+def _sum(votes, out):
+  return jax.lax.with_sharding_constraint(jnp.sum(votes), out)
+
+
+def leave(code):
+  """Ends this process at once with an exit code, unless it is alone.
+
+  A usual end would wait minutes for the others, who wait for this one.
+  """
+  if jax.process_count() == 1:
+    return
+  logging.shutdown()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)

@@ -70,6 +70,7 @@ class RunDirectory:
     self._config = configuration.to_dict(config)
     self._data_fingerprint = data_fingerprint
     self._change_config = change_config
+    self._finished = False
     try:
       self.path.mkdir(parents=True, exist_ok=True)
       self._best = _KeepBest(_read_losses(self.path))
@@ -86,10 +87,12 @@ class RunDirectory:
   def __exit__(self, kind, error, trace):
     if kind is None:
       self.finish()
-    try:
-      self._manager.close()
-    except Exception as other:  # Of a save that was under way.
-      _log.error('%s: %s', self.path, checkpoint.first_line(other))
+    # Where others may be gone, a save that is under way will not end.
+    if self._finished or jax.process_count() == 1:
+      try:
+        self._manager.close()
+      except Exception as other:  # Of a save that was under way.
+        _log.error('%s: %s', self.path, checkpoint.first_line(other))
     if self._lock:
       self._lock.close()
 
@@ -149,6 +152,7 @@ class RunDirectory:
       self._manager.check_for_errors()
     except Exception as error:
       raise self._save_error(error) from error
+    self._finished = True
 
   def _save_error(self, error):
     steps = sorted(self._manager.all_steps(read=True))

@@ -197,7 +197,7 @@ def _loop(
       _log.info('steps %d to %d are in %s/profile', tracing, step, run.path)
       tracing = None
 
-    preempted = distributed.stop_requested(step)
+    preempted = distributed.stop_requested()
     due = step == config.num_steps or any(
       step % every == 0
       for every in (config.eval_every, config.sample_every, config.save_every)
@@ -225,7 +225,7 @@ def _stopped_after(step):
 def _until_stopped(step, batches):
   """Yields batches; an evaluation may take longer than a notice gives."""
   for batch in batches:
-    if distributed.stop_now():
+    if distributed.stop_requested():
       raise _stopped_after(step)
     yield batch
 

@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'coltran_jax'
 ROWS = [
   {
     *('icc', 'png_tiff', 'color', 'image', 'checkpoint', 'data', 'evaluation'),
-    *('configuration', 'distributed', 'sharding', 'run_log', 'command'),
+    *('configuration', 'sharding', 'run_log', 'command'),
     'evaluation.feature_layers',
   },
   {
@@ -19,7 +19,7 @@ ROWS = [
     'tensor_files',
     *('evaluation.lpips', 'evaluation.lite0'),
     *('evaluation.image_metrics', 'evaluation.frechet', 'evaluation.table'),
-    *('run_directory', 'train_state'),
+    *('run_directory', 'train_state', 'distributed'),
   },
   {
     *('models.axial', 'convert.sstable'),

@@ -138,22 +138,60 @@ def free_port():
     return probe.getsockname()[1]
 
 
+def start_pair(workdir, data_dir, *options, devices):
+  """Starts two processes that train together; returns them."""
+  address = f'localhost:{free_port()}'
+  return [
+    start(
+      workdir,
+      data_dir,
+      *options,
+      *('--coordinator', address, '--num-processes', '2'),
+      *('--process-id', str(i)),
+      devices=devices,
+    )
+    for i in range(2)
+  ]
+
+
+def test_sigterm_to_one_of_two_processes_saves_one_step_and_ends_both(
+  tmp_path, data_dir
+):
+  for asked in (0, 1):
+    before = training.steps(tmp_path)[-1] if asked else 0
+    pair = start_pair(tmp_path, data_dir, *SLOWLY, *ENDLESS, devices=4)
+    wait_for(
+      pair[0],
+      lambda before=before: training.steps(tmp_path)[-1:] > [before + 1],
+    )
+    pair[asked].send_signal(signal.SIGTERM)
+    errors = [process.communicate(timeout=120)[1] for process in pair]
+    assert [process.returncode for process in pair] == [42, 42], errors
+    stopped = training.steps(tmp_path)[-1]
+    for text in errors:
+      assert f'stopped after step {stopped}; it is saved' in text
+      assert not before or f'going on after step {before}' in text
+
+
+@pytest.mark.parametrize('killed', [0, 1])
+def test_a_killed_process_ends_the_other_with_a_message(
+  tmp_path, data_dir, killed
+):
+  pair = start_pair(tmp_path, data_dir, *SLOWLY, *ENDLESS, devices=4)
+  wait_for(pair[0], lambda: len(training.steps(tmp_path)) > 1)
+  pair[killed].kill()
+  pair[killed].communicate()
+  other = pair[1 - killed]
+  _, errors = other.communicate(timeout=60)
+  assert other.returncode not in (0, 42)
+  assert 'another process is gone' in errors or 'distributed' in errors
+
+
 def test_two_processes_of_two_devices_equal_one_of_four(tmp_path, data_dir):
   short = ('--set', 'num_steps=6', '--set', 'eval_every=3')
   alone = training.run(tmp_path / 'one', data_dir, *short, devices=4)
   assert alone.returncode == 0, alone.stderr
-  address = f'localhost:{free_port()}'
-  pair = [
-    start(
-      tmp_path / 'two',
-      data_dir,
-      *short,
-      *('--coordinator', address, '--num-processes', '2'),
-      *('--process-id', str(i)),
-      devices=2,
-    )
-    for i in range(2)
-  ]
+  pair = start_pair(tmp_path / 'two', data_dir, *short, devices=2)
   for process in pair:
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors

@@ -38,12 +38,18 @@ def data_dir(tmp_path_factory):
 def preempt_after(monkeypatch):
   """Returns a function that makes the next run be told to stop at a step."""
 
+  real = train.distributed.stop_requested, train.Metrics.add
+
   def set_step(step):
-    monkeypatch.setattr(
-      train.distributed,
-      'stop_requested',
-      lambda now: now == step,
-    )
+    done = [0]
+
+    def add(self, now, metrics):
+      done[0] = now
+      real[1](self, now, metrics)
+
+    asked = real[0] if step is None else lambda: done[0] == step
+    monkeypatch.setattr(train.distributed, 'stop_requested', asked)
+    monkeypatch.setattr(train.Metrics, 'add', add)
 
   return set_step
 
