@@ -38,6 +38,10 @@ def initialize(coordinator=None, num_processes=None, process_id=None):
   except ValueError as error:
     if 'coordinator_address' not in str(error):
       raise  # Something says that there are others, but not all of it.
+    if jax.process_count() > 1:  # Its metadata server did not answer.
+      raise RuntimeError(
+        'this host has others, but cannot find them'
+      ) from error
 
 
 def catch_signals():

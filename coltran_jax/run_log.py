@@ -6,6 +6,7 @@
 
 import json
 import logging
+import os
 import pathlib
 import sys
 import time
@@ -88,6 +89,7 @@ class RunLog:
   def evaluation(self, step, metrics):
     """Writes the metrics of an evaluation after `step`."""
     self._write(step, 'eval', metrics)
+    os.fsync(self._file.fileno())  # Mounted buckets keep no less.
     _log.info('step %d: evaluation: %s', step, _listed(metrics))
 
   def pause(self, seconds):
