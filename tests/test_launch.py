@@ -13,11 +13,12 @@ import time
 from clouds import ARGS, FAKES, ROOT, UP
 import pytest
 
-SCRIPTS = sorted((ROOT / 'launch').glob('*.sh'))
+SCRIPTS = [*sorted((ROOT / 'launch').glob('*.sh')), ROOT / '.ci/run']
 
 
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_sound(script):
+  assert script.stat().st_mode & 0o111
   shell = script.read_text().splitlines()[0].split('/')[-1].split()[-1]
   subprocess.run([shell, '-n', script], check=True)
   programs = f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}'
