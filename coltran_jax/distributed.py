@@ -29,6 +29,8 @@ def initialize(coordinator=None, num_processes=None, process_id=None):
     coordinator: 'HOST:PORT' of process 0.
     num_processes: how many there are.
     process_id: which one this is, from 0.
+
+  Raises RuntimeError, TypeError or ValueError if the others cannot be joined.
   """
   if coordinator is not None:
     jax.distributed.initialize(coordinator, num_processes, process_id)
@@ -70,16 +72,18 @@ def stop_requested():
   """
   if jax.process_count() == 1:
     return _stop.is_set()
-  mesh = sharding.make_mesh()
+  mesh, count = _ballot()
   mine = np.full(jax.local_device_count(), _stop.is_set(), np.int32)
-  vote = sharding.to_devices(mesh, {'stop': mine})['stop']
-  _votes.append(_sum(vote, sharding.replicated(mesh)))
+  _votes.append(count(**sharding.to_devices(mesh, {'votes': mine})))
   return len(_votes) > _DELAY and int(_votes.popleft()) > 0
 
 
-@functools.partial(jax.jit, static_argnames='out')
-def _sum(votes, out):
-  return jax.lax.with_sharding_constraint(jnp.sum(votes), out)
+@functools.cache
+def _ballot():
+  """Returns (mesh of all devices, count(votes) -> their sum on each of them)."""
+  mesh = sharding.make_mesh()
+  out = sharding.replicated(mesh)
+  return mesh, jax.jit(lambda votes: jnp.sum(votes), out_shardings=out)
 
 
 def leave(code):

@@ -40,8 +40,8 @@ class Colorizer:
   """Colours photos; `from_pretrained` makes one.
 
   stages: {stage: (model, params)}, of `STAGES`, also an attribute; without the
-  spatial upsampler only `fast=True` works. chunk: lines that the upsamplers work on at a time
-  (less memory and faster on a CPU), None for all.
+  spatial upsampler only `fast=True` works. chunk: lines that the upsamplers
+  work on at a time (less memory and faster on a CPU), None for all.
   """
 
   def __init__(self, stages, chunk=8):

@@ -191,7 +191,7 @@ class Tile:
   def sample_row(self, once, table, conditions, first, offset, state):
     """Returns the state after row first + offset is drawn."""
     row = first + offset
-    none = jnp.full((TILE,), len(table[0]) - 1)  # Left of the first.
+    none = jnp.full((TILE,), len(table[0]) - 1)  # Left of the first pixel.
     prepared = self.prepare_row(once, row, state.contexts)
     _, state = jax.lax.fori_loop(
       0,
@@ -209,6 +209,9 @@ class Tile:
     """
     z, (norms, _) = once
 
+    def here(conditions):
+      return jax.tree.map(lambda c: c[offset], conditions)
+
     def inputs(codes, z):
       return self.call('outer_inputs', codes[row], z[row], row)
 
@@ -217,24 +220,24 @@ class Tile:
     for layer, caches in enumerate(state.outer_caches):
 
       def row_step(x, conditions, norms, layer=layer):
-        here = jax.tree.map(lambda c: c[offset], conditions)
-        return self.call('outer_row_step', layer, x, here, norms)
-
-      def column_step(i, cache, values, layer=layer, heads=None):
-        heads = jax.tree.map(lambda h: h[i], heads)
-        made, cache = self.call('outer_column_step', layer, heads, cache, row)
-        return cache, values.at[i].set(made)
-
-      def finish_step(x, values, conditions, norms, layer=layer):
-        here = jax.tree.map(lambda c: c[offset], conditions)
-        return self.call('outer_finish_step', layer, x, values, here, norms)
+        step = functools.partial(self.call, 'outer_row_step', layer)
+        return step(x, here(conditions), norms)
 
       x, heads = self.for_each(row_step, x, conditions[layer], norms[layer])
+
+      def column_step(i, cache, values, layer=layer, heads=heads):
+        own = jax.tree.map(lambda h: h[i], heads)
+        made, cache = self.call('outer_column_step', layer, own, cache, row)
+        return cache, values.at[i].set(made)
+
       caches, values = self.for_each_apart(
-        functools.partial(column_step, heads=heads),
-        caches,
-        jnp.zeros_like(heads['q']),
+        column_step, caches, jnp.zeros_like(heads['q'])
       )
+
+      def finish_step(x, values, conditions, norms, layer=layer):
+        step = functools.partial(self.call, 'outer_finish_step', layer)
+        return step(x, values, here(conditions), norms)
+
       x = self.for_each(finish_step, x, values, conditions[layer], norms[layer])
       outer_caches.append(caches)
     return state.replace(contexts=x, outer_caches=outer_caches)

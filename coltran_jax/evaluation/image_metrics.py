@@ -54,8 +54,8 @@ def _window(x):
   for axis, step in ((1, 1), (2, channels)):
     length = x.shape[axis] - 2 * _RADIUS * step
     x = sum(
-      weight * jax.lax.slice_in_dim(x, i, i + length, axis=axis)
-      for weight, i in zip(weights, range(0, x.shape[axis], step), strict=False)
+      weight * jax.lax.slice_in_dim(x, i * step, i * step + length, axis=axis)
+      for i, weight in enumerate(weights)
     )
     # One pass after the other: fused, each pixel would take 121 products.
     x = jax.lax.optimization_barrier(x)
