@@ -297,6 +297,17 @@ def _train(args):
       'no data: give --data_dir DIR (made by `coltran prepare`)',
       command.EXIT_USAGE,
     )
+  for name, folder in (
+    ('--workdir', args.workdir),
+    ('--data_dir', args.data_dir),
+    ('init_from', config.init_from),
+  ):
+    if '://' in folder:  # It would be taken for a folder of this machine.
+      return command.fail(
+        f'{name} {folder} is a URL, not a folder: mount the bucket and give '
+        'its path there (launch/README.md has how)',
+        command.EXIT_USAGE,
+      )
   command.keep_programs(jax)
   try:
     distributed.initialize(*processes)  # Before anything asks for a device.

@@ -25,6 +25,10 @@ def initialize(coordinator=None, num_processes=None, process_id=None):
   Without arguments the processes are found by what runs them (Cloud TPU, GKE,
   Slurm, MPI); where nothing does, this process is alone.
 
+  When one dies, the others end with jax's message (SIGABRT) half a minute
+  later, $COLTRAN_HEARTBEAT_SECONDS if that is set: until then they wait in a
+  collective that does not return.
+
   Args:
     coordinator: 'HOST:PORT' of process 0.
     num_processes: how many there are.
@@ -32,11 +36,15 @@ def initialize(coordinator=None, num_processes=None, process_id=None):
 
   Raises RuntimeError, TypeError or ValueError if the others cannot be joined.
   """
+  seconds = int(os.environ.get('COLTRAN_HEARTBEAT_SECONDS', 30))
+  join = functools.partial(
+    jax.distributed.initialize, heartbeat_timeout_seconds=seconds
+  )
   if coordinator is not None:
-    jax.distributed.initialize(coordinator, num_processes, process_id)
+    join(coordinator, num_processes, process_id)
     return
   try:
-    jax.distributed.initialize()
+    join()
   except ValueError as error:
     if 'coordinator_address' not in str(error):
       raise  # Something says that there are others, but not all of it.

@@ -173,17 +173,21 @@ def test_sigterm_to_one_of_two_processes_saves_one_step_and_ends_both(
       assert not before or f'going on after step {before}' in text
 
 
-def test_a_process_ends_with_a_message_when_the_first_is_killed(
-  tmp_path, data_dir
+@pytest.mark.parametrize('killed', [0, 1])
+def test_a_process_ends_with_a_message_when_the_other_is_killed(
+  tmp_path, data_dir, killed, monkeypatch
 ):
+  monkeypatch.setenv('COLTRAN_HEARTBEAT_SECONDS', '3')
   pair = start_pair(tmp_path, data_dir, *ENDLESS, devices=4)
   log = tmp_path / 'metrics.jsonl'
   wait_for(pair[0], lambda: log.exists() and log.stat().st_size)
-  pair[0].kill()
-  pair[0].communicate()
-  _, errors = pair[1].communicate(timeout=60)
-  assert pair[1].returncode not in (0, 42)
-  assert 'another process is gone' in errors or 'distributed' in errors
+  pair[killed].kill()
+  pair[killed].communicate()
+  left = pair[1 - killed]
+  _, errors = left.communicate(timeout=30)
+  assert left.returncode not in (0, 42)
+  # Ours if a collective fails, jax's if it does not return.
+  assert 'another process is gone' in errors or 'another task died' in errors
 
 
 def test_two_processes_of_two_devices_equal_one_of_four(tmp_path, data_dir):

@@ -512,6 +512,9 @@ def test_a_trace_is_written_on_request(tmp_path, data_dir):
   assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
 
 
+DEBUG = ('--config', 'CONFIG:debug', '--data_dir', 'data')
+
+
 @pytest.mark.parametrize(
   'options, message',
   [
@@ -523,6 +526,9 @@ def test_a_trace_is_written_on_request(tmp_path, data_dir):
     (['--config', 'CONFIG:debug', '--set', 'a.b=1'], "no section 'a'"),
     (['--config', 'CONFIG:debug', '--process-id', '0'], 'go together'),
     (['--config', 'CONFIG:debug'], '--data_dir'),
+    ([*DEBUG, '--workdir', 'gs://b/run'], '--workdir gs://b/run is a URL'),
+    ([*DEBUG, '--data_dir', 's3://b/data'], 'mount the bucket'),
+    ([*DEBUG, '--set', 'init_from=gs://b/w'], 'init_from gs://b/w is a URL'),
   ],
 )
 def test_a_command_that_cannot_be_meant_is_refused(
