@@ -15,6 +15,7 @@ setuptools.setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=setuptools.find_packages(include=['coltran_jax', 'coltran_jax.*']),
+  package_data={'coltran_jax': ['weights/**']},
   entry_points={'console_scripts': ['coltran=coltran_jax.cli:main']},
   install_requires=[
     'flax>=0.12',

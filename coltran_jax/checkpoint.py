@@ -18,12 +18,37 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+SHIPPED = pathlib.Path(__file__).parent / 'weights'
 _KEYS = ('fingerprint', 'model', 'name', 'source')
 _MAX_CONFIG_BYTES = 1 << 20
 
 
 class CheckpointError(ValueError):
   """A checkpoint that is missing or wrong; says which file, and what to do."""
+
+
+def shipped():
+  """Returns the names of the weights in this package, sorted."""
+  return sorted(path.name for path in SHIPPED.glob('*') if path.is_dir())
+
+
+def find(weights):
+  """Returns the checkpoint directory (a Path) of a path or a shipped name.
+
+  Raises CheckpointError if there is none.
+  """
+  directory = pathlib.Path(weights)
+  names = shipped()
+  if not directory.exists() and str(weights) in names:
+    directory = SHIPPED / directory
+  if not directory.is_dir():
+    raise CheckpointError(
+      f'no weights {str(weights)!r}: neither a folder nor shipped with this '
+      f'package (which has {", ".join(names) or "none"}); make a folder of the '
+      'published checkpoints with `coltran convert`, of a training run with '
+      '`coltran export`'
+    )
+  return directory
 
 
 def fingerprint(params):

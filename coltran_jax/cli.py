@@ -65,8 +65,9 @@ def _parser():
     '--weights',
     metavar='NAME|DIR',
     default=os.environ.get('COLTRAN_WEIGHTS'),
-    help='checkpoint directory, see `coltran convert` (default: '
-    '$COLTRAN_WEIGHTS)',
+    help='checkpoint directory, see `coltran convert`, or the name of weights '
+    'in this package (default: $COLTRAN_WEIGHTS, else coltran-sports, or '
+    'cnn-sports for --model cnn)',
   )
   add.add_argument(
     '--model',
@@ -382,12 +383,6 @@ def _colorize(args):
     return command.fail(
       'the CNN has one coloring a photo: leave out -n', command.EXIT_USAGE
     )
-  if not args.weights:
-    return command.fail(
-      'no weights: give --weights DIR (made by `coltran convert` from the '
-      'published checkpoints)',
-      command.EXIT_WEIGHTS,
-    )
   try:
     jobs = batch.plan(
       args.photos, args.output, args.num_samples, recursive=args.recursive
@@ -411,13 +406,14 @@ def _colorize(args):
 
   command.keep_programs(jax)
   size = args.size if args.size == 'original' else int(args.size)
+  weights = args.weights or f'{args.model}-sports'
   try:
     if args.model == 'cnn':
-      colorizer = cnn_pipeline.CNNColorizer.from_pretrained(args.weights)
+      colorizer = cnn_pipeline.CNNColorizer.from_pretrained(weights)
       options = {'size': size}
     else:
       colorizer = pipeline.Colorizer.from_pretrained(
-        args.weights, fast=args.fast, chunk=args.chunk
+        weights, fast=args.fast, chunk=args.chunk
       )
       options = {'size': size, **command.sampling_options(args)}
   except checkpoint.CheckpointError as error:

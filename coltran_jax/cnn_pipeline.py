@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from coltran_jax import color, image, models, photo, pipeline
+from coltran_jax import checkpoint, color, image, models, photo, pipeline
 
 _SIDE = 224  # Of the study's pictures, in training and validation.
 
@@ -35,7 +35,7 @@ class CNNColorizer:
 
     Raises CheckpointError if it is missing or wrong.
     """
-    directory = pipeline.find(weights)
+    directory = checkpoint.find(weights)
     return cls(*pipeline.load_stage(directory, 'cnn'))
 
   def __call__(self, source, size='original'):

@@ -8,7 +8,6 @@ of the result only the chroma is taken, joined to the photo's own luminance.
 """
 
 import dataclasses
-import pathlib
 
 import jax
 import numpy as np
@@ -16,7 +15,6 @@ from PIL import Image
 
 from coltran_jax import checkpoint, color, image, models, photo, sampling
 
-SHIPPED = pathlib.Path(__file__).parent / 'weights'
 STAGES = ('colorizer', 'color_upsampler', 'spatial_upsampler')
 SIZES = ('original', 256)
 
@@ -59,7 +57,7 @@ class Colorizer:
 
     Raises CheckpointError if a stage is missing or wrong.
     """
-    directory = find(weights)
+    directory = checkpoint.find(weights)
     stages = {
       stage: load_stage(directory, stage)
       for stage in (STAGES[:2] if fast else STAGES)
@@ -199,24 +197,6 @@ class Colorizer:
 
   def _side(self, stage):
     return self.stages[stage][0].resolution[0]
-
-
-def find(weights):
-  """Returns the checkpoint directory (a Path) of a path or a shipped name.
-
-  Raises CheckpointError if there is none.
-  """
-  directory = pathlib.Path(weights)
-  names = sorted(p.name for p in SHIPPED.glob('*') if p.is_dir())
-  if not directory.exists() and str(weights) in names:
-    directory = SHIPPED / directory
-  if not directory.is_dir():
-    shipped = f'nor one of {", ".join(names)}; ' if names else ''
-    raise checkpoint.CheckpointError(
-      f'no weights {str(weights)!r}: not a folder; {shipped}make one of the '
-      'published checkpoints with `coltran convert`'
-    )
-  return directory
 
 
 def load_stage(directory, stage):

@@ -17,7 +17,15 @@ from PIL import ExifTags, Image, ImageCms
 import pytest
 import skimage.data
 
-from coltran_jax import cli, command, convert, photo, pipeline, png_tiff
+from coltran_jax import (
+  checkpoint,
+  cli,
+  command,
+  convert,
+  photo,
+  pipeline,
+  png_tiff,
+)
 
 pytestmark = pytest.mark.usefixtures('no_cache')
 GRAY = skimage.data.coffee()[::4, ::4, 1].copy()  # 100x150
@@ -172,7 +180,10 @@ def test_usage_errors_exit_2_and_write_nothing(
   assert '_count' not in last
 
 
-def test_missing_weights_exit_3_with_one_line(source, tmp_path, capsys):
+def test_missing_weights_exit_3_with_one_line(
+  source, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setattr(checkpoint, 'SHIPPED', tmp_path / 'none')
   empty = tmp_path / 'empty'
   empty.mkdir()
   for arguments in ([], ['--weights', tmp_path / 'no'], ['--weights', empty]):
@@ -182,6 +193,19 @@ def test_missing_weights_exit_3_with_one_line(source, tmp_path, capsys):
     assert err.count('\n') == 1
     assert 'coltran convert' in err
   assert conftest.files(tmp_path) == ['in/a.png']
+
+
+@pytest.mark.parametrize('model', ['coltran', 'cnn'])
+def test_shipped_weights_are_the_default(
+  model, source, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setattr(checkpoint, 'SHIPPED', tmp_path)
+  (tmp_path / f'{model}-sports').mkdir()
+  (tmp_path / 'others').mkdir()
+  assert run('colorize', source, '--model', model) == 3
+  assert f'{tmp_path}/{model}-sports/c' in capsys.readouterr().err
+  assert run('colorize', source, '--weights', 'unknown') == 3
+  assert f'{model}-sports, in, others' in capsys.readouterr().err
 
 
 def test_the_environment_may_name_the_weights(source, monkeypatch, capsys):

@@ -2,6 +2,9 @@
 
 import ast
 import pathlib
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -96,3 +99,19 @@ def test_a_module_imports_nothing_heavy_or_unsafe(name):
 
 def test_every_row_names_modules_that_exist():
   assert set().union(*ROWS) == set(MODULES)
+
+
+def test_weights_in_the_package_are_installed_with_it(tmp_path):
+  root = PACKAGE.parent
+  for name in ('setup.py', 'README.md', 'coltran_jax/__init__.py'):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    shutil.copyfile(root / name, tmp_path / name)
+  array = pathlib.Path('coltran_jax/weights/any/colorizer/params/d/0a1b')
+  (tmp_path / array).parent.mkdir(parents=True)
+  (tmp_path / array).write_bytes(b'array')
+  subprocess.run(
+    [sys.executable, 'setup.py', '-q', 'build_py', '--build-lib', 'built'],
+    cwd=tmp_path,
+    check=True,
+  )
+  assert (tmp_path / 'built' / array).read_bytes() == b'array'

@@ -279,7 +279,7 @@ def test_missing_weights_say_how_to_make_them(tmp_path):
 def test_a_shipped_name_is_found_but_not_at_the_end_of_a_path(
   weights, colorizer, monkeypatch, tmp_path
 ):
-  monkeypatch.setattr(pipeline, 'SHIPPED', weights.parent)
+  monkeypatch.setattr(checkpoint, 'SHIPPED', weights.parent)
   monkeypatch.chdir(tmp_path)
   shipped = pipeline.Colorizer.from_pretrained(weights.name, fast=True)
   np.testing.assert_array_equal(

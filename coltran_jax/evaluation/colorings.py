@@ -84,7 +84,7 @@ def methods(weights, options):
     found[label] = method
 
   for one in weights:
-    folder = pipeline.find(one)
+    folder = checkpoint.find(one)
     label = folder.absolute().name
     coltran = (folder / 'colorizer').exists()
     if coltran or not (folder / 'cnn').exists():
