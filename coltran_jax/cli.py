@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 
-from coltran_jax import cli_evaluate, command
+from coltran_jax import cli_aot, cli_evaluate, command
 
 _DATA_SETS = ('folder', 'sports', 'imagenet2012')
 _log = logging.getLogger('coltran')
@@ -211,6 +211,7 @@ def _parser():
   add.set_defaults(run=_export)
 
   cli_evaluate.add(commands)
+  cli_aot.add(commands)
   return parser
 
 

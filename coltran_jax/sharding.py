@@ -12,12 +12,16 @@ AXES = ('data', 'fsdp')
 _SMALLEST = 1 << 12  # Numbers; less is not worth a gather.
 
 
-def make_mesh(data=-1, fsdp=1):
+def make_mesh(data=-1, fsdp=1, devices=None):
   """Returns a mesh of all devices; data=-1 takes what fsdp leaves.
+
+  devices: None takes those of this run; others may be ones that are not there
+  (see `aot`).
 
   Raises ValueError if the devices cannot be laid out so.
   """
-  count = jax.device_count()
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
   if data == -1 and fsdp > 0 and count % fsdp == 0:
     data = count // fsdp
   if min(data, fsdp) < 1 or data * fsdp > count:
@@ -32,7 +36,7 @@ def make_mesh(data=-1, fsdp=1):
     (data, fsdp),
     AXES,
     axis_types=(jax.sharding.AxisType.Auto,) * 2,
-    devices=jax.devices()[: data * fsdp],
+    devices=devices[: data * fsdp],
   )
 
 
@@ -44,6 +48,20 @@ def replicated(mesh):
 def of_batch(mesh):
   """Returns the sharding of arrays [B, ...] over all devices."""
   return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def shapes(tree, shardings):
+  """Returns the shapes and dtypes of a tree of arrays, with shardings.
+
+  shardings: a tree like it, or one sharding for all leaves.
+  """
+  if isinstance(shardings, jax.sharding.Sharding):
+    shardings = jax.tree.map(lambda _: shardings, tree)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    tree,
+    shardings,
+  )
 
 
 def round_up(mesh, count):

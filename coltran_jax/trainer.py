@@ -144,19 +144,13 @@ class Trainer:
       options = config.loss.to_dict()
       self.loss = functools.partial(losses.LOSSES[config.name], **options)
       inspect.signature(self.loss).bind_partial()  # TypeError if unknown.
-      frozen = losses.frozen(self.loss)
+      self._frozen = losses.frozen(self.loss)
       self._check()
       shapes = jax.eval_shape(self._create)
     except (TypeError, ValueError) as error:
       raise configuration.ConfigError(str(error)) from error
-    self.frozen = sharding.replicate(self.mesh, frozen)
-    self.rng = sharding.replicate(self.mesh, jax.random.key(config.seed))
     self.state_sharding = sharding.of_state(self.mesh, shapes)
-    self.state_shapes = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      shapes,
-      self.state_sharding,
-    )
+    self.state_shapes = sharding.shapes(shapes, self.state_sharding)
     whole, split = sharding.replicated(self.mesh), sharding.of_batch(self.mesh)
     self.train_step = jax.jit(
       make_train_step(
@@ -173,6 +167,16 @@ class Trainer:
     self.eval_step = jax.jit(
       make_eval_step(self.model, self.loss), out_shardings=whole
     )
+
+  @functools.cached_property
+  def rng(self):
+    """The key of the run, on all devices."""
+    return sharding.replicate(self.mesh, jax.random.key(self.config.seed))
+
+  @functools.cached_property
+  def frozen(self):
+    """What the loss needs and nobody trains, on all devices."""
+    return sharding.replicate(self.mesh, self._frozen)
 
   def _check(self):
     config, devices = self.config, self.mesh.size
@@ -223,31 +227,56 @@ class Trainer:
     checkpoint.check_shapes(folder, tree, models.parameter_shapes(self.model))
     return create(models.split(tree))
 
-  def compile(self):
-    """Returns the compiled train step, for batches without 'channel'.
+  def trace_train_step(self):
+    """Returns the traced train step, for batches without 'channel'.
 
-    Raises ConfigError if model, loss and data do not fit together.
+    Its devices need not be there. Raises ConfigError if model, loss and data
+    do not fit together.
     """
+    whole = sharding.replicated(self.mesh)
+    return self._trace(
+      self.train_step,
+      self.state_shapes,
+      {'image': self._image(self.config.batch_size)},
+      sharding.shapes(jax.eval_shape(jax.random.key, 0), whole),
+      sharding.shapes(self._frozen, whole),
+    )
+
+  def trace_eval_step(self):
+    """Returns the traced evaluation step; the rest as in trace_train_step."""
+    image = self._image(self.config.eval_batch_size)
+    mask = jax.ShapeDtypeStruct(
+      image.shape[:1], jnp.bool, sharding=image.sharding
+    )
+    return self._trace(
+      self.eval_step,
+      self.state_shapes.variables,
+      {'image': image, '_mask': mask},
+      sharding.shapes(self._frozen, sharding.replicated(self.mesh)),
+    )
+
+  def _image(self, batch_size):
+    """Returns the shape of a batch of pictures."""
     size = self.config.data.sizes[-1]
-    batch = {
-      'image': jax.ShapeDtypeStruct(
-        (self.config.batch_size, size, size, 3),
-        jnp.uint8,
-        sharding=sharding.of_batch(self.mesh),
-      )
-    }
+    split = sharding.of_batch(self.mesh)
+    shape = (batch_size, size, size, 3)
+    return jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split)
+
+  def _trace(self, step, *shapes):
     try:
-      lowered = self.train_step.lower(
-        self.state_shapes, batch, self.rng, self.frozen
-      )
+      return step.trace(*shapes)
     except (TypeError, ValueError, ZeroDivisionError) as error:
       raise configuration.ConfigError(
         f'the config cannot be trained: {checkpoint.first_line(error)}'
       ) from error
+
+  def compile(self):
+    """Returns the compiled train step; see trace_train_step."""
     # The CPU's default order of operations takes a fifth more memory, to run
     # several at once, and gains nothing where each takes all cores.
     cpu = self.mesh.devices.flat[0].platform == 'cpu'
     option = 'xla_cpu_enable_concurrency_optimized_scheduler'
+    lowered = self.trace_train_step().lower()
     return lowered.compile({option: False} if cpu else None)
 
   def evaluate(self, variables, batches):

@@ -15,6 +15,7 @@ ROWS = [
   {
     *('icc', 'png_tiff', 'color', 'image', 'checkpoint', 'data', 'evaluation'),
     *('configuration', 'sharding', 'run_log', 'command'),
+    *('flops', 'tpu_chips', 'tpu_program', 'aot_table'),
     'evaluation.feature_layers',
   },
   {
@@ -22,7 +23,7 @@ ROWS = [
     'tensor_files',
     *('evaluation.lpips', 'evaluation.lite0'),
     *('evaluation.image_metrics', 'evaluation.frechet', 'evaluation.table'),
-    *('run_directory', 'train_state', 'distributed'),
+    *('run_directory', 'train_state', 'distributed', 'tpu_cost'),
   },
   {
     *('models.axial', 'convert.sstable'),
@@ -39,9 +40,9 @@ ROWS = [
   {'sampling_tile', 'convert.reference', 'export', 'trainer'},
   {'sampling', 'convert.cnn'},
   {'pipeline', 'preview', 'sheets', 'convert.tf_checkpoint'},
-  {'convert', 'batch', 'train', 'cnn_pipeline'},
+  {'convert', 'batch', 'train', 'cnn_pipeline', 'aot'},
   {'evaluation.colorings'},
-  {'cli_evaluate'},
+  {'cli_evaluate', 'cli_aot'},
   {'cli', ''},
 ]
 HEAVY = {'tensorflow', 'torch', 'matplotlib', 'pickle'}
