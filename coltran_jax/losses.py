@@ -17,6 +17,7 @@ returns one number a picture, so that a padded evaluation can leave some out.
   collections that the step changes beside the parameters.
 """
 
+import functools
 import inspect
 
 import jax
@@ -36,15 +37,30 @@ def bits_per_dim(logits, labels):
 
 
 def colorizer(
-  model, variables, batch, *, train, rngs, frozen, parallel_weight=0.01
+  model,
+  variables,
+  batch,
+  *,
+  train,
+  rngs,
+  frozen,
+  parallel_weight=0.01,
+  input_noise=0.0,
 ):
   """Returns the loss of the coarse colours, see the top (section 3).
 
   parallel_weight: share of the encoder's own prediction, where it makes one.
+  input_noise: share of the codes that, in training, the decoders see replaced
+  by draws from that prediction. While sampling they see draws, too, some of
+  them poor; a model that only ever saw truth lets one poor draw breed others.
   """
   del frozen
   gray, codes = color.to_gray(batch['image']), color.to_codes(batch['image'])
-  logits, aux = model.apply(variables, gray, codes, train=train, rngs=rngs)
+  if train and input_noise:
+    forward = functools.partial(_noisy_colorizer, share=input_noise)
+    logits, aux = model.apply(variables, gray, codes, rngs=rngs, method=forward)
+  else:
+    logits, aux = model.apply(variables, gray, codes, train=train, rngs=rngs)
   loss = bits_per_dim(logits, codes)
   metrics = {'bits_per_dim': loss}
   if 'parallel_logits' in aux:
@@ -52,6 +68,21 @@ def colorizer(
     metrics['parallel_bits_per_dim'] = parallel
     loss = (1 - parallel_weight) * loss + parallel_weight * parallel
   return loss, metrics, {}
+
+
+def _noisy_colorizer(model, gray, codes, share):
+  z = model.encode(gray, train=True)
+  parallel = model.parallel(z)
+  batch, pixels = len(codes), codes[0].size
+  where_key, draw_key = jax.random.split(model.make_rng('dropout'))
+  row = jnp.arange(batch)[:, None]
+  count = round(share * pixels)
+  where = jax.random.randint(where_key, (batch, count), 0, pixels)
+  logits = parallel.reshape(batch, pixels, -1)[row, where]
+  draws = jax.random.categorical(draw_key, jax.lax.stop_gradient(logits))
+  seen = codes.reshape(batch, pixels).at[row, where].set(draws)
+  logits = model.decode(seen.reshape(codes.shape), z, train=True)
+  return logits, {'parallel_logits': parallel}
 
 
 def color_upsampler(model, variables, batch, *, train, rngs, frozen):

@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -78,11 +79,12 @@ def make_optimizer(
   Args:
     name: 'rmsprop' as Keras has it, and so the reference: rho 0.9, no momentum,
       1e-7 added after the square root. 'adam', 'adamw': optax's defaults.
+      'muon': see `_muon`.
     learning_rate: the highest.
     num_steps: where a cosine ends.
     warmup_steps: of linear growth from 0.
     decay: 'constant', or 'cosine' down to 0 at num_steps.
-    weight_decay: of 'adamw', on arrays of two and more axes.
+    weight_decay: of 'adamw' and 'muon', on arrays of two and more axes.
     clip_norm: largest global norm of the gradients, None for any.
 
   Raises ValueError for an unknown name or decay.
@@ -97,22 +99,71 @@ def make_optimizer(
     schedule = optax.constant_schedule(learning_rate)
   else:
     raise ValueError(f"decay must be 'constant' or 'cosine', not {decay!r}")
-  if weight_decay and name != 'adamw':
-    raise ValueError(f'weight_decay is for adamw, not {name}')
+  if weight_decay and name not in ('adamw', 'muon'):
+    raise ValueError(f'weight_decay is for adamw and muon, not {name}')
   if name == 'rmsprop':
     optimizer = optax.rmsprop(schedule, decay=0.9, eps=1e-7, eps_in_sqrt=False)
   elif name == 'adam':
     optimizer = optax.adam(schedule)
   elif name == 'adamw':
-    optimizer = optax.adamw(
-      schedule,
-      weight_decay=weight_decay,
-      mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
-    )
+    optimizer = _adamw(schedule, weight_decay)
+  elif name == 'muon':
+    optimizer = _muon(schedule, weight_decay)
   else:
     raise ValueError(
-      f"optimizer must be 'rmsprop', 'adam' or 'adamw', not {name!r}"
+      f"optimizer must be 'rmsprop', 'adam', 'adamw' or 'muon', not {name!r}"
     )
   if clip_norm is not None:
     optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
   return optimizer, schedule
+
+
+def _adamw(schedule, weight_decay):
+  return optax.adamw(
+    schedule,
+    weight_decay=weight_decay,
+    mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+  )
+
+
+def _muon(schedule, weight_decay):
+  """Returns Muon for the matrices between features, AdamW for the rest.
+
+  Jordan 2024, https://kellerjordan.github.io/posts/muon: steps of matrices are
+  made orthogonal, so that rare directions learn as fast as common ones. Those
+  steps are 10 times the schedule's rate, which is that of AdamW.
+  """
+
+  def label(path, x):
+    return 'adamw' if _matrix(path, x) is None else 'muon'
+
+  def matrices(params):
+    return jax.tree.map_with_path(_matrix, params)
+
+  muon = optax.chain(
+    optax.contrib.scale_by_muon(weight_dimension_numbers=matrices),
+    optax.scale(10.0),
+    optax.add_decayed_weights(weight_decay),
+    optax.scale_by_learning_rate(schedule),
+  )
+  return optax.partition(
+    {'muon': muon, 'adamw': _adamw(schedule, weight_decay)},
+    lambda params: jax.tree.map_with_path(label, params),
+  )
+
+
+def _matrix(path, x):
+  """Returns which axes are a matrix's inputs and outputs, None if it is none.
+
+  Embeddings, positions and the layers that give logits are tables of symbols:
+  their rows are not to be made orthogonal.
+  """
+  layer, name = ([None, *(key.key for key in path)])[-2:]
+  if name == 'output' and x.ndim == 3:  # Heads and their features, to features.
+    return optax.contrib.MuonDimensionNumbers((0, 1), 2)
+  if x.ndim == 3 and name.removeprefix('condition_') in ('q', 'k', 'v'):
+    return optax.contrib.MuonDimensionNumbers(0, (1, 2))
+  table = layer and layer.endswith(('embedding', 'logits'))
+  if name == 'kernel' and x.ndim == 2 and not table:
+    return optax.contrib.MuonDimensionNumbers(0, 1)
+  return None

@@ -79,3 +79,27 @@ def test_a_pictures_loss_depends_on_no_other_picture(stage):
   changed, _, _ = loss_of(stage, batch, train=False)
   np.testing.assert_allclose(changed[0], whole[0], rtol=1e-6)
   assert np.abs(changed[1:] - whole[1:]).min() > 0
+
+
+def test_input_noise_reaches_the_decoders_alone_and_only_in_training():
+  trainer = training.trainer('colorizer')
+  variables = training.first_state(trainer).variables
+  batch = training.batch(training.config())
+
+  def metrics(share, train=True, seed=0):
+    loss = functools.partial(
+      losses.colorizer, trainer.model, variables, batch, frozen={}
+    )
+    rngs = {'dropout': jax.random.key(seed)} if train else None
+    return loss(train=train, rngs=rngs, input_noise=share)[1]
+
+  clean, noisy, other = metrics(0.0), metrics(0.5), metrics(0.5, seed=1)
+  name = 'parallel_bits_per_dim'
+  np.testing.assert_allclose(noisy[name], clean[name], rtol=1e-6)
+  for a, b in ((clean, noisy), (noisy, other)):
+    assert np.abs(a['bits_per_dim'] - b['bits_per_dim']).min() > 1e-7
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    metrics(0.5, train=False),
+    metrics(0.0, train=False),
+  )

@@ -55,6 +55,32 @@ def test_weight_decay_leaves_vectors_alone():
   np.testing.assert_array_equal(updates['bias'], 0)
 
 
+def test_muon_turns_matrices_evenly_in_all_directions():
+  optimizer, _ = train_state.make_optimizer('muon', 0.1, 9)
+  rng = np.random.default_rng(0)
+  shapes = {
+    'attention': {'q': (16, 2, 8), 'output': (2, 8, 16)},
+    'mlp_in': {'kernel': (16, 32), 'bias': (32,)},
+    'code_embedding': {'kernel': (40, 16)},
+  }
+  gradients = jax.tree.map(
+    lambda shape: jnp.float32(rng.normal(size=shape) * 1e-3),
+    shapes,
+    is_leaf=lambda x: isinstance(x, tuple),
+  )
+  params = jax.tree.map(jnp.zeros_like, gradients)
+  updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+  for x, width in (
+    (updates['attention']['q'].reshape(16, 16), 16),
+    (updates['attention']['output'].reshape(16, 16), 16),
+    (updates['mlp_in']['kernel'], 32),
+  ):
+    sizes = np.linalg.svd(x, compute_uv=False) / np.sqrt(width / 16)
+    assert sizes.min() > 0.3 and sizes.max() < 1.3  # 10 times the rate.
+  for x in (updates['mlp_in']['bias'], updates['code_embedding']['kernel']):
+    np.testing.assert_allclose(np.abs(x), 0.1, rtol=0.05)  # AdamW.
+
+
 def test_large_gradients_are_clipped():
   optimizer, _ = train_state.make_optimizer('adam', 1.0, 9, clip_norm=1e-3)
   plain, _ = train_state.make_optimizer('adam', 1.0, 9)

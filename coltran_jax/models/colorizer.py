@@ -298,15 +298,18 @@ class Colorizer(nn.Module):
     'parallel_logits' [B, H, W, 512] where the model has that head.
     """
     z = self.encode(gray, train=train)
-    embedded = self.code_embedding(codes)
-    context = self.outer_decoder(embedded, z, train=train)
-    x = self.inner_decoder(embedded, context, z, train=train)
     aux = {'parallel_logits': self.parallel(z)} if self.parallel_head else {}
-    return self.logits(x), aux
+    return self.decode(codes, z, train=train), aux
 
   def encode(self, gray, train=False):
     """Returns z [B, H, W, D] of int gray [B, H, W]."""
     return self.encoder(self.gray_embedding(gray), train=train)
+
+  def decode(self, codes, z, train=False):
+    """Returns float32 logits [B, H, W, 512], teacher-forced on codes."""
+    embedded = self.code_embedding(codes)
+    context = self.outer_decoder(embedded, z, train=train)
+    return self.logits(self.inner_decoder(embedded, context, z, train=train))
 
   def parallel(self, z):
     """Returns float32 logits [B, H, W, 512] of the encoder's own prediction."""

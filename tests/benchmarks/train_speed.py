@@ -29,13 +29,16 @@ PRODUCTS = re.compile(r'(ynn_fusion|dot|convolution)')
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('stage', nargs='?', default='colorizer')
+  parser.add_argument(
+    'stage', nargs='?', default='colorizer', help='or STAGE:VARIANT'
+  )
   parser.add_argument('--batch', type=int, default=2)
   parser.add_argument('--runs', type=int, default=3)
   parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE')
   args = parser.parse_args()
+  stage, _, variants = args.stage.partition(':')
   config = configuration.load(
-    ROOT / f'configs/{args.stage}.py',
+    f'{ROOT}/configs/{stage}.py:{variants}',
     [
       f'batch_size={args.batch}',
       f'eval_batch_size={args.batch}',
