@@ -10,6 +10,7 @@ import mimetypes
 import os
 import pathlib
 import sys
+import zlib
 
 import tqdm
 from tqdm.contrib import logging as tqdm_logging
@@ -202,6 +203,19 @@ def _checked(jobs):
       taken.setdefault(real, job.name)
     checked.append(dataclasses.replace(job, error=error))
   return checked
+
+
+def share(jobs, process_id, num_processes):
+  """Returns the jobs of one of several processes that plan the same.
+
+  The name of a photo decides, so that each is of one process only, whatever
+  comes to a folder or goes between their starts.
+  """
+  return [
+    job
+    for job in jobs
+    if zlib.crc32(os.fsencode(job.source)) % num_processes == process_id
+  ]
 
 
 def run(colorizer, jobs, options, resume=False):

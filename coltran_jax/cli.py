@@ -104,6 +104,7 @@ def _parser():
     action='store_true',
     help='skip photos whose results are there, whatever their options',
   )
+  command.add_processes(add)
   add.add_argument(
     '-q', '--quiet', action='store_true', help='warnings and errors only'
   )
@@ -190,7 +191,7 @@ def _parser():
     'else tells the processes of each other (TPU, GKE and Slurm do)',
   )
   add.add_argument('--num-processes', type=command.count)
-  add.add_argument('--process-id', type=int)
+  add.add_argument('--process-id', type=command.process_id)
   add.add_argument('-q', '--quiet', action='store_true', help='errors only')
   add.set_defaults(run=_train, huge_pages=True)
 
@@ -406,6 +407,17 @@ def _colorize(args):
   from coltran_jax import checkpoint, cnn_pipeline, pipeline
 
   command.keep_programs(jax)
+  try:
+    process_id, num_processes = command.place(args)
+  except ValueError as error:
+    return command.fail(error, command.EXIT_USAGE)
+  if args.before_after and num_processes > 1:
+    return command.fail(
+      '--before-after needs all photos: leave it to a process alone, with '
+      '--resume',
+      command.EXIT_USAGE,
+    )
+  jobs = batch.share(jobs, process_id, num_processes)
   size = args.size if args.size == 'original' else int(args.size)
   weights = args.weights or f'{args.model}-sports'
   try:

@@ -1,7 +1,7 @@
 """The command `coltran evaluate`: parse, then measure."""
 
 import logging
-import os
+import pathlib
 
 from coltran_jax import command
 
@@ -64,6 +64,7 @@ def add(commands):
     metavar='K',
     help='take every K-th picture only',
   )
+  command.add_processes(model)
   model.set_defaults(run=_model, huge_pages=True)
 
   five = parts.add_parser(
@@ -128,6 +129,10 @@ def _pairs(args):
 def _model(args):
   if not args.data_dir:
     return command.fail('no data: give --data_dir DIR', command.EXIT_USAGE)
+  try:
+    place = command.place(args)
+  except ValueError as error:
+    return command.fail(error, command.EXIT_USAGE)
 
   from coltran_jax.data import sources
   from coltran_jax.evaluation import colorings, pairs
@@ -137,22 +142,45 @@ def _model(args):
     split = sources.open_split(args.data, args.data_dir, args.split)
     options = command.sampling_options(args)
     methods = colorings.methods(args.weights, options)
-    folder = args.output
-    bits = colorings.make(
-      colorings.Every(split, args.every),
-      folder,
-      methods,
-      options,
-      args.protocol,
-      args.size,
+    folder = pathlib.Path(args.output)
+    pictures = colorings.Every(split, args.every)
+    mine = colorings.make(
+      pictures, folder, methods, options, args.protocol, args.size, place
     )
+    if place[1] > 1 and not _is_last(
+      args, mine, folder / f'values{colorings.suffix(place)}.jsonl', pictures
+    ):
+      return
     comparison = pairs.find(
-      os.path.join(folder, colorings.TRUTH),
-      [os.path.join(folder, label) for label in methods],
+      folder / colorings.TRUTH, [folder / label for label in methods]
     )
+    bits = colorings.likelihoods(folder, methods)
     _evaluate(args, comparison, networks, bits=bits)
 
   return _reported(run)
+
+
+def _is_last(args, mine, log, pictures):
+  """Measures a process's share; returns True if those of all are there.
+
+  So nobody waits for another: who makes the last one finds all, and reports.
+  """
+  from coltran_jax.evaluation import pairs
+
+  if not mine.truth:
+    return False  # More processes than pictures: others will.
+  settings = pairs.Settings(args.protocol, args.net)
+  pairs.measure(mine, settings, log)
+  count = len(pairs.measured(mine, settings, log.with_stem('values')))
+  if count < len(pictures):
+    _log.info(
+      '%s: %d of %d pictures are measured; the process that measures the last '
+      'one writes the report',
+      log.parent,
+      count,
+      len(pictures),
+    )
+  return count == len(pictures)
 
 
 def _evaluate(args, comparison, networks, resize=None, bits=None):

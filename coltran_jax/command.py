@@ -29,6 +29,11 @@ def seed(text):
   return _number(int, text, 0, 1 << 32, 'a whole number, 0 to 4294967295')
 
 
+def process_id(text):
+  """Returns the number of a process, for argparse."""
+  return _number(int, text, 0, math.inf, 'a whole number, 0 or more')
+
+
 def temperature(text):
   """Returns a number, 0 or more, for argparse."""
   return _number(float, text, 0, math.inf, 'a number, 0 or more')
@@ -79,6 +84,41 @@ def add_data_dir(parser):
     default=os.environ.get('COLTRAN_DATA'),
     help='of the data sets that `coltran prepare` made (default: $COLTRAN_DATA)',
   )
+
+
+def add_processes(parser):
+  """Adds the options that tell a process its part of the work."""
+  parser.add_argument(
+    '--num-processes',
+    type=count,
+    metavar='N',
+    help='share the work with N - 1 others that are given the same command, '
+    'wherever they run (a TPU slice does so unasked); files in the output '
+    'folder are all that they have in common',
+  )
+  parser.add_argument(
+    '--process-id',
+    type=process_id,
+    metavar='I',
+    help='which one this is, 0 to N - 1',
+  )
+
+
+def place(args):
+  """Returns (process_id, num_processes), of jax where none are given.
+
+  Raises ValueError if they do not fit together.
+  """
+  given = (args.process_id, args.num_processes)
+  if given == (None, None):
+    import jax
+
+    return jax.process_index(), jax.process_count()
+  if None in given:
+    raise ValueError('--num-processes and --process-id go together')
+  if args.process_id >= args.num_processes:
+    raise ValueError('--process-id must be less than --num-processes')
+  return given
 
 
 def fail(message, code):

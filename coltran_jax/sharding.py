@@ -31,13 +31,19 @@ def make_mesh(data=-1, fsdp=1, devices=None):
       f'mesh data={data} fsdp={fsdp} leaves devices of {count} unused, which '
       'several processes cannot'
     )
+  return _mesh(data, fsdp, devices[: data * fsdp])
+
+
+def local_mesh():
+  """Returns a mesh of the devices of this process, for work of its own."""
+  devices = jax.local_devices()
+  return _mesh(len(devices), 1, devices)
+
+
+def _mesh(data, fsdp, devices):
   # Auto: the compiler places what no rule here names.
-  return jax.make_mesh(
-    (data, fsdp),
-    AXES,
-    axis_types=(jax.sharding.AxisType.Auto,) * 2,
-    devices=devices[: data * fsdp],
-  )
+  auto = (jax.sharding.AxisType.Auto,) * 2
+  return jax.make_mesh((data, fsdp), AXES, axis_types=auto, devices=devices)
 
 
 def replicated(mesh):

@@ -440,6 +440,72 @@ def test_a_second_start_compiles_nothing_and_gives_the_same_bytes(
   assert done.stdout == out.read_bytes()
 
 
+@pytest.mark.slow
+def test_two_processes_share_a_folder_though_one_is_killed_and_goes_on(
+  tmp_path, weights
+):
+  for i in range(10):
+    path = tmp_path / 'in' / f'{i}.png'
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.roll(GRAY, 10 * i, axis=1)).save(path)
+  command = (
+    *(sys.executable, '-m', 'coltran_jax.cli', 'colorize', tmp_path / 'in'),
+    *('--weights', weights, '--fast', '--resume', '-o'),
+  )
+  environment = os.environ | {
+    'XLA_FLAGS': '',
+    'JAX_COMPILATION_CACHE_DIR': os.environ['COLTRAN_TEST_PROGRAMS'],
+  }
+
+  def start(folder, *options):
+    return subprocess.Popen(
+      [*command, tmp_path / folder, *options],
+      env=environment,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  def colored(text):
+    return re.findall(r'in/(\d).png -> ', text)
+
+  def share(i):
+    return start('two', '--num-processes', '2', '--process-id', str(i))
+
+  killed, other = share(0), share(1)
+  first = killed.stderr.readline()
+  killed.kill()
+  again = share(0)
+  said = [p.communicate(timeout=240)[1] for p in (killed, other, again)]
+  assert (other.returncode, again.returncode) == (0, 0), said
+  assert len(colored(first)) == 1
+  assert colored(said[1])
+  made = colored(''.join([first, *said]))
+  assert len(made) == len(set(made))
+  assert len(made) >= 9  # A kill may come between a photo's file and its line.
+  alone = start('one')
+  _, errors = alone.communicate(timeout=240)
+  assert alone.returncode == 0, errors
+  one, two = (
+    {path.name: path.read_bytes() for path in (tmp_path / name).glob('[!.]*')}
+    for name in ('one', 'two')
+  )
+  assert len(one) == 10
+  assert two == one
+
+
+def test_a_share_needs_a_process_of_how_many(source, stand_in, capsys):
+  for options, message in (
+    (('--process-id', 1), 'go together'),
+    (('--num-processes', 1, '--process-id', 1), 'must be less'),
+    (
+      ('--num-processes', 2, '--process-id', 1, '--before-after', 'b.png'),
+      'needs all photos',
+    ),
+  ):
+    assert run('colorize', source, *options) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.fixture
 def cache_folder():
   """The folder that jax would keep programs in; all is reset afterwards."""

@@ -265,6 +265,64 @@ def test_a_data_set_is_colored_measured_and_not_colored_again(
   assert evaluate(*command_line, '--every', 2) == command.EXIT_USAGE
 
 
+def test_processes_share_an_evaluation_and_the_last_one_reports(
+  tmp_path, fixtures, measured, capsys, monkeypatch
+):
+  convert.convert(fixtures / 'pipeline/tf_checkpoints', tmp_path / 'tiny')
+  records = [
+    (f'{i}.png', data_sets.encode(data_sets.picture(i, 64, 64)))
+    for i in range(5)
+  ]
+  data_sets.write('sports', tmp_path / 'data', {'valid': records})
+
+  def run(folder, *options):
+    return evaluate(
+      *('model', '--weights', tmp_path / 'tiny'),
+      *('--data_dir', tmp_path / 'data', '-o', tmp_path / folder),
+      *('--size', 64, '--fast', *QUICK, *options),
+    )
+
+  def share(i):
+    return run('shared', '--num-processes', 2, '--process-id', i)
+
+  table = tmp_path / 'shared/table.json'
+  assert run('alone') == 0
+  measured.clear()
+  assert share(0) == 0
+  assert not table.exists()
+  write = pairs._append_log
+
+  def killed(*args):
+    write(*args)
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pairs, '_append_log', killed)
+    assert share(1) == 130
+  assert share(1) == 0
+  assert measured == [3, 2, 1]  # One of two was logged when it was killed.
+  alone, shared = (
+    {
+      path.relative_to(tmp_path / folder): path.read_bytes()
+      for kind in ('**/*.png', 'table.*', 'pictures.csv', 'report.html')
+      for path in (tmp_path / folder).glob(kind)
+    }
+    for folder in ('alone', 'shared')
+  )
+  assert shared == alone
+  assert json.loads(table.read_text())['pictures'] == 5
+  # What was measured without a method is not measured with it.
+  out = tmp_path / 'shared'
+  settings = pairs.Settings(net='alexnet')
+  for others, count in (((), 5), ((out / 'truth',), 0)):
+    comparison = pairs.find(out / 'truth', [out / 'tiny', *others])
+    there = pairs.measured(comparison, settings, out / 'values.jsonl')
+    assert len(there) == count
+  capsys.readouterr()
+  assert share(2) == command.EXIT_USAGE
+  assert 'must be less than' in capsys.readouterr().err
+
+
 def test_coltran_is_measured_with_diversity_and_likelihood(tmp_path, fixtures):
   convert.convert(fixtures / 'pipeline/tf_checkpoints', tmp_path / 'tiny')
   pictures = [data_sets.picture(i, 64, 64) for i in range(2)]

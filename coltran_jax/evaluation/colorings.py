@@ -5,7 +5,8 @@
     FOLDER/LABEL/bits_per_dim.json   {NAME: bits/dim}, of a colorizer
     FOLDER/options.json              what they were made with
 
-What is there already is kept, so a run that was ended goes on.
+What is there already is kept, so a run that was ended goes on. Of several
+processes, process I keeps its likelihoods in bits_per_dim-I.json.
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ from coltran_jax import (
   pipeline,
 )
 from coltran_jax.data import decoding
+from coltran_jax.evaluation import pairs
 
 TRUTH = 'truth'
 _BITS = 'bits_per_dim'
@@ -103,8 +105,10 @@ def methods(weights, options):
   return found
 
 
-def make(split, folder, of, options, protocol='standard', size=256):
-  """Returns {label: {name: bits/dim}} of colorizers; writes what is missing.
+def make(
+  split, folder, of, options, protocol='standard', size=256, place=(0, 1)
+):
+  """Returns the `pairs.Comparison` of what it makes: all that is missing.
 
   Args:
     split: [index] -> {'image': bytes, 'id': str}, such as a `sources.Split`.
@@ -114,6 +118,8 @@ def make(split, folder, of, options, protocol='standard', size=256):
     protocol: how originals are prepared. 'standard': the central square, area
       resize to `size`; 'study': the short side to 256 by PIL's bilinear filter,
       then the central 224 (what its validation fed).
+    place: (process_id, num_processes): which share of the pictures, all by
+      default.
 
   Raises:
     OptionsError: the folder has other colorings.
@@ -123,14 +129,15 @@ def make(split, folder, of, options, protocol='standard', size=256):
   _check_options(
     folder, {'data': str(split), 'protocol': protocol, 'size': size, **options}
   )
-  names = []
   everything = {TRUTH: Method(1, lambda read: [read.pixels]), **of}
-  for i in tqdm.trange(len(split), unit='picture', disable=None):
+  files = {label: {} for label in everything}
+  mine = range(place[0], len(split), place[1])
+  for i in tqdm.tqdm(mine, unit='picture', disable=None):
     record, read = split[i], None
     name = _name(i, len(split), record['id'])
-    names.append(name)
     for label, method in everything.items():
       paths = _paths(folder / label, name, method.samples)
+      files[label][name] = paths
       if all(path.exists() for path in paths):
         continue
       read = read or photo.read(_prepared(record, protocol, size))
@@ -138,11 +145,27 @@ def make(split, folder, of, options, protocol='standard', size=256):
       folder.joinpath(label).mkdir(exist_ok=True)
       for path, pixels in zip(paths, made, strict=True):
         photo.write(path, photo.encode(pixels, read, 'PNG'))
-  return {
-    label: _likelihood(folder, label, method.stage, names)
-    for label, method in of.items()
-    if method.stage
-  }
+  truth = {name: paths[0] for name, paths in files.pop(TRUTH).items()}
+  for label, method in of.items():
+    if method.stage and truth:
+      path = folder / label / f'{_BITS}{suffix(place)}.json'
+      _likelihood(path, method.stage, truth)
+  return pairs.Comparison(truth, files)
+
+
+def suffix(place):
+  """Returns what the names of files end in that only one process writes."""
+  return '' if place[1] == 1 else f'-{place[0]}'
+
+
+def likelihoods(folder, of):
+  """Returns {label: {name: bits/dim}} of what all processes made."""
+  found = {}
+  for label, method in of.items():
+    for file in pathlib.Path(folder, label).glob(f'{_BITS}*.json'):
+      if method.stage:
+        found.setdefault(label, {}).update(json.loads(file.read_text('utf-8')))
+  return found
 
 
 def _check_options(folder, options):
@@ -188,13 +211,11 @@ def _prepared(record, protocol, size):
   return resized[top : top + 224, left : left + 224]
 
 
-def _likelihood(folder, label, stage, names):
-  """Returns {name: bits/dim of its coarse colours}, kept in the folder."""
-  path = folder / label / f'{_BITS}.json'
-  if path.exists():
-    known = json.loads(path.read_text('utf-8'))
-    if list(known) == names:
-      return known
+def _likelihood(path, stage, truth):
+  """None; writes {name: bits/dim of its coarse colours}, unless it is there."""
+  names = list(truth)
+  if path.exists() and list(json.loads(path.read_text('utf-8'))) == names:
+    return
   model, params = stage
 
   @jax.jit
@@ -210,11 +231,9 @@ def _likelihood(folder, label, stage, names):
   for start in tqdm.tqdm(steps, desc=_BITS, unit='batch', disable=None):
     some = names[start : start + _AT_ONCE]
     pictures = [
-      image.square(photo.read(folder / TRUTH / f'{name}.png').pixels, size)
-      for name in some
+      image.square(photo.read(truth[name]).pixels, size) for name in some
     ]
     pictures += pictures[-1:] * (_AT_ONCE - len(some))
     values = np.asarray(bits(params, {'image': np.stack(pictures)}))
     known |= zip(some, map(float, values), strict=False)
   photo.write(path, json.dumps(known).encode())
-  return known

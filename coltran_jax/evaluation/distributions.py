@@ -127,7 +127,7 @@ def _square(pixels):
 
 def _features(pictures, network, count, label):
   """Returns features float32 [count, D] of an iterator of pictures."""
-  mesh = sharding.make_mesh()
+  mesh = sharding.local_mesh()
   at_once = sharding.round_up(mesh, _AT_ONCE)
   found, waiting = [], []
 

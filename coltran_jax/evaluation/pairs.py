@@ -165,8 +165,9 @@ def measure(comparison, settings, log=None):
   Args:
     comparison: a Comparison.
     settings: a Settings.
-    log: a file that keeps each picture's values; those that are in it already,
-      of the same settings and the same pixels, are not computed again.
+    log: a Path VALUES.jsonl that keeps each picture's values. Those that are in
+      it or a VALUES-*.jsonl beside it already, of the same settings, methods
+      and pixels, are not computed again.
 
   Raises:
     MismatchError: a coloring has another size than its original.
@@ -175,9 +176,9 @@ def measure(comparison, settings, log=None):
   """
   samples = {GRAY: 1, **comparison.samples}
   names = list(comparison.truth)
-  known = _read_log(log, settings)
+  known = _read_logs(log, settings) if log else {}
   rows, waiting, shapes = {}, {}, set()
-  mesh = sharding.make_mesh()
+  mesh = sharding.local_mesh()
   with tqdm.tqdm(total=len(names), unit='picture', disable=None) as bar:
 
     def flush(shape):
@@ -192,9 +193,9 @@ def measure(comparison, settings, log=None):
 
     for name in names:
       pictures = _read(comparison, name, settings)
-      key = f'{zlib.crc32(pictures):08x} {list(samples.items())}'
-      if known.get(name, {}).get('key') == key:
-        rows[name] = known[name]
+      key = _key(pictures, samples)
+      if key in known.get(name, {}):
+        rows[name] = known[name][key]
         bar.update()
         continue
       shape = pictures.shape
@@ -310,18 +311,32 @@ def _gathered(rows):
   }
 
 
-def _read_log(log, settings):
-  """Returns {name: its values} of a log with these settings."""
+def measured(comparison, settings, log):
+  """Returns the names that logs have with all methods of a comparison."""
+  end = _key(b'', {GRAY: 1, **comparison.samples})[8:]  # After the checksum.
+  return {
+    name
+    for name, entries in _read_logs(log, settings).items()
+    if any(key[8:] == end for key in entries)
+  }
+
+
+def _key(pictures, samples):
+  """Returns what values in a log belong to: the pixels, and the methods."""
+  return f'{zlib.crc32(pictures):08x} {list(samples.items())}'
+
+
+def _read_logs(log, settings):
+  """Returns {name: {key: values}} of a log, and of VALUES-*.jsonl beside it."""
   known = {}
-  if log is None or not pathlib.Path(log).exists():
-    return known
-  for line in pathlib.Path(log).read_text('utf-8').splitlines():
-    try:
-      entry = json.loads(line)
-      if entry.pop('settings') == str(settings):
-        known[entry.pop('name')] = entry
-    except (ValueError, KeyError, AttributeError):
-      continue  # The line that a kill cut short.
+  for file in (log, *log.parent.glob(f'{log.stem}-*{log.suffix}')):
+    for line in file.read_text('utf-8').splitlines() if file.exists() else ():
+      try:
+        entry = json.loads(line)
+        if entry.pop('settings') == str(settings):
+          known.setdefault(entry.pop('name'), {})[entry.pop('key')] = entry
+      except (ValueError, KeyError, AttributeError):
+        continue  # The line that a kill cut short.
   return known
 
 
