@@ -25,7 +25,7 @@ ROWS = [
     *('run_directory', 'train_state', 'distributed'),
   },
   {
-    *('models.axial', 'convert.sstable'),
+    *('models.axial', 'convert.sstable', 'hints'),
     *('data.listing', 'data.checking', 'data.sources', 'data.input_pipeline'),
     *('losses', 'evaluation.pairs', 'evaluation.inception'),
   },
@@ -41,7 +41,7 @@ ROWS = [
   {'pipeline', 'preview', 'sheets', 'convert.tf_checkpoint'},
   {'convert', 'batch', 'train', 'cnn_pipeline'},
   {'evaluation.colorings'},
-  {'cli_evaluate'},
+  {'cli_colorize', 'cli_evaluate'},
   {'cli', ''},
 ]
 HEAVY = {'tensorflow', 'torch', 'matplotlib', 'pickle'}
