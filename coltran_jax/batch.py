@@ -12,6 +12,7 @@ import pathlib
 import sys
 import zlib
 
+import numpy as np
 import tqdm
 from tqdm.contrib import logging as tqdm_logging
 
@@ -30,9 +31,9 @@ class UsageError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One photo (a path, or '-'), its outputs, and the sheet of all or None.
+  """One photo (a path, or '-'), its outputs, and pictures of them or None.
 
-  No outputs mean stdout. format: what to write, None for the photo's own.
+  sheet: of all outputs. uncertainty: of the photo's. No outputs mean stdout. format: what to write, None for the photo's own.
   error: why it cannot be done at all, or None.
   """
 
@@ -41,11 +42,13 @@ class Job:
   sheet: pathlib.Path | None = None
   format: str | None = None
   error: str | None = None
+  uncertainty: pathlib.Path | None = None
 
   @property
   def files(self):
     """All files that the job makes."""
-    return (*self.outputs, *([self.sheet] if self.sheet else []))
+    extra = (self.sheet, self.uncertainty)
+    return (*self.outputs, *(file for file in extra if file))
 
   @property
   def name(self):
@@ -53,7 +56,7 @@ class Job:
     return 'stdin' if self.source == STREAM else self.source
 
 
-def plan(sources, output, num_samples, recursive=False):
+def plan(sources, output, num_samples, recursive=False, uncertainty=False):
   """Returns the jobs for files, folders and '-'.
 
   Args:
@@ -62,6 +65,7 @@ def plan(sources, output, num_samples, recursive=False):
       '-' for stdout.
     num_samples: results a photo.
     recursive: also the folders within folders.
+    uncertainty: also a picture of it a photo.
 
   Raises:
     UsageError: no pictures at all, or an output that cannot be meant.
@@ -88,7 +92,8 @@ def plan(sources, output, num_samples, recursive=False):
   if not found:
     raise UsageError(f'no pictures in {empty[0].source}; {empty[0].error}')
   if not one_file:
-    return empty + _checked([_job(*one, target, num_samples) for one in found])
+    jobs = [_job(*one, target, num_samples, uncertainty) for one in found]
+    return empty + _checked(jobs)
   if len(found) > 1 or num_samples > 1:
     name = 'stdout' if to_stdout else output
     raise UsageError(
@@ -96,11 +101,15 @@ def plan(sources, output, num_samples, recursive=False):
       f'{num_samples} coloring(s) each; give -o FOLDER'
     )
   source = found[0][0]
+  if to_stdout and uncertainty:
+    raise UsageError('stdout takes one picture; give -o FILE for two')
   if to_stdout:
     return [*empty, Job(source, ())]
-  return empty + _checked(
-    [Job(source, (target,), format=_format(target.suffix))]
-  )
+  job = Job(source, (target,), format=_format(target.suffix))
+  if uncertainty:
+    beside = target.with_name(f'{target.stem}-uncertainty.png')
+    job = dataclasses.replace(job, uncertainty=beside)
+  return empty + _checked([job])
 
 
 def _is_one_file(output):
@@ -156,7 +165,7 @@ def _warn(error):
   _log.warning('%s: left out: %s', error.filename, error.strerror)
 
 
-def _job(source, below, folder, target, num_samples):
+def _job(source, below, folder, target, num_samples, uncertainty):
   """Returns the Job of one photo; below: its path in what was asked for."""
   if source == STREAM:
     stem, suffix = 'stdin', '.png'
@@ -173,13 +182,16 @@ def _job(source, below, folder, target, num_samples):
   else:
     parent, stem = pathlib.Path(source).parent, f'{stem}-colorized'
   format = _format(suffix)  # So that a file holds what its name says.
+  beside = parent / f'{stem}-uncertainty.png' if uncertainty else None
   if num_samples == 1:
-    return Job(source, (parent / f'{stem}{suffix}',), format=format)
+    outputs = (parent / f'{stem}{suffix}',)
+    return Job(source, outputs, format=format, uncertainty=beside)
   width = len(str(num_samples))
   outputs = tuple(
     parent / f'{stem}-{i + 1:0{width}d}{suffix}' for i in range(num_samples)
   )
-  return Job(source, outputs, parent / f'{stem}-sheet.png', format)
+  sheet = parent / f'{stem}-sheet.png'
+  return Job(source, outputs, sheet, format, uncertainty=beside)
 
 
 def _checked(jobs):
@@ -189,10 +201,12 @@ def _checked(jobs):
   }
   taken, checked = {}, []
   for job in jobs:
-    if job.sheet and os.path.realpath(job.sheet) in taken:
-      # That of an 'a.jpg', and this is 'a.png'.
-      name = f'{pathlib.Path(job.source).name}-sheet.png'
-      job = dataclasses.replace(job, sheet=job.sheet.with_name(name))
+    for part in ('sheet', 'uncertainty'):
+      file = getattr(job, part)
+      if file and os.path.realpath(file) in taken:
+        # That of an 'a.jpg', and this is 'a.png'.
+        name = f'{pathlib.Path(job.source).name}-{part}.png'
+        job = dataclasses.replace(job, **{part: file.with_name(name)})
     error = None
     for file in job.files:
       real = os.path.realpath(file)
@@ -224,7 +238,7 @@ def run(colorizer, jobs, options, resume=False):
   Args:
     colorizer: a `pipeline.Colorizer`.
     jobs: as `plan` gives them.
-    options: keyword arguments of `Colorizer.colorize`.
+    options: keyword arguments of `Colorizer.draw`.
     resume: leave out photos whose results are all there.
   """
   failed, done = [], 0
@@ -294,9 +308,14 @@ def _do(colorizer, job, options):
     _log.info('%s: has color; it is turned gray first', job.name)
   elif read.kind == 'sepia':
     _log.info('%s: toned; taken as gray', job.name)
-  colored = colorizer.colorize(read, **options)
+  colorings = colorizer.draw(read, **options)
   like = colorizer.like(read, options['size'])
-  encoded = [photo.encode(pixels, like, job.format) for pixels in colored]
+  if options.get('guide') and options['guide'].keep is not None:
+    # To the photo's profile and back, what is kept would change.
+    like = dataclasses.replace(like, icc_profile=None)
+  encoded = [
+    photo.encode(coloring.pixels, like, job.format) for coloring in colorings
+  ]
   if not job.outputs:
     _to_stdout(encoded[0])
     return
@@ -304,9 +323,25 @@ def _do(colorizer, job, options):
     _write(path, data)
   made = str(job.outputs[0])
   if job.sheet:
-    _write(job.sheet, sheets.of_samples(like, colored))
+    _write(job.sheet, sheets.of_samples(like, colorings))
     made += f' .. {job.outputs[-1].name}, {job.sheet.name}'
+  if job.uncertainty:
+    made += f', {_write_uncertainty(job.uncertainty, colorings, like)}'
   _log.info('%s -> %s', job.name, made)
+  if job.sheet:
+    bits = (f'{bits:.3f} ({i})' for i, bits in sheets.ranked(colorings))
+    _log.info('%s: bits/dim, most likely first: %s', job.name, ', '.join(bits))
+
+
+def _write_uncertainty(path, colorings, like):
+  """Returns what to call a picture of the entropy of colorings; writes it."""
+  entropy = np.mean([coloring.entropy for coloring in colorings], axis=0)
+  pixels = sheets.uncertainty(entropy, like.pixels.shape[:2])
+  _write(path, photo.encode(pixels, photo.read(pixels), 'PNG'))
+  return (
+    f'{path.name} (mean {entropy.mean():.2f} bits a cell, at most '
+    f'{entropy.max():.2f}; white: {sheets.MOST_BITS})'
+  )
 
 
 def _from_stdin():

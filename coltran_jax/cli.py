@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 
-from coltran_jax import cli_aot, cli_evaluate, command
+from coltran_jax import cli_aot, cli_colorize, cli_evaluate, command
 
 _DATA_SETS = ('folder', 'sports', 'imagenet2012')
 _log = logging.getLogger('coltran')
@@ -48,67 +48,7 @@ def _parser():
   parser.set_defaults(run=None, huge_pages=False)
   commands = parser.add_subparsers(metavar='COMMAND')
 
-  add = commands.add_parser(
-    'colorize',
-    help='color photos',
-    description='Color gray photos: files, folders, or - for stdin to stdout.',
-  )
-  add.add_argument('photos', nargs='+', metavar='PHOTO|DIR|-')
-  add.add_argument(
-    '-o',
-    '--output',
-    metavar='OUT',
-    help='file (for one result) or folder; default: NAME-colorized.EXT beside '
-    'the photo, DIR-colorized for a folder',
-  )
-  add.add_argument(
-    '--weights',
-    metavar='NAME|DIR',
-    default=os.environ.get('COLTRAN_WEIGHTS'),
-    help='checkpoint directory, see `coltran convert`, or the name of weights '
-    'in this package (default: $COLTRAN_WEIGHTS, else coltran-sports, or '
-    'cnn-sports for --model cnn)',
-  )
-  add.add_argument(
-    '--model',
-    choices=('coltran', 'cnn'),
-    default='coltran',
-    help="'cnn' is the baseline: one coloring a photo, no --temperature, "
-    '--sampler or --fast (default: coltran)',
-  )
-  command.add_sampling(add)
-  add.add_argument(
-    '--size',
-    choices=('original', '256'),
-    default='original',
-    help="'original' keeps the photo's size and luminance, '256' is the "
-    'published central square (default: original)',
-  )
-  add.add_argument(
-    '--chunk',
-    type=command.count,
-    default=8,
-    help='lines that stages two and three work on at a time: less takes less '
-    'memory (default: 8)',
-  )
-  add.add_argument(
-    '--before-after',
-    metavar='FILE',
-    help='also one picture of all photos, each beside its coloring',
-  )
-  add.add_argument(
-    '--recursive', action='store_true', help='also the folders in a folder'
-  )
-  add.add_argument(
-    '--resume',
-    action='store_true',
-    help='skip photos whose results are there, whatever their options',
-  )
-  command.add_processes(add)
-  add.add_argument(
-    '-q', '--quiet', action='store_true', help='warnings and errors only'
-  )
-  add.set_defaults(run=_colorize)
+  cli_colorize.add(commands)
 
   add = commands.add_parser(
     'convert',
@@ -374,72 +314,6 @@ def _export(args):
     return command.fail(error, command.EXIT_WEIGHTS)
   _log.info('%s/%s: step %d of %s', args.output, name, step, args.workdir)
   return 0
-
-
-def _colorize(args):
-  from coltran_jax import batch
-
-  if args.fast and args.size != 'original':
-    return command.fail('--fast needs --size original', command.EXIT_USAGE)
-  if args.model == 'cnn' and args.num_samples > 1:
-    return command.fail(
-      'the CNN has one coloring a photo: leave out -n', command.EXIT_USAGE
-    )
-  try:
-    jobs = batch.plan(
-      args.photos, args.output, args.num_samples, recursive=args.recursive
-    )
-    if args.before_after:
-      batch.check_before_after(jobs, args.before_after)
-  except batch.UsageError as error:
-    return command.fail(error, command.EXIT_USAGE)
-  to_stdout = not all(job.outputs or job.error for job in jobs)
-  if to_stdout and sys.stdout is None:
-    return command.fail('stdout is closed', command.EXIT_USAGE)
-  if to_stdout and sys.stdout.isatty():
-    return command.fail(
-      'a terminal shows no pictures; redirect stdout or give -o FILE',
-      command.EXIT_USAGE,
-    )
-
-  import jax
-
-  from coltran_jax import checkpoint, cnn_pipeline, pipeline
-
-  command.keep_programs(jax)
-  try:
-    process_id, num_processes = command.place(args)
-  except ValueError as error:
-    return command.fail(error, command.EXIT_USAGE)
-  if args.before_after and num_processes > 1:
-    return command.fail(
-      '--before-after needs all photos: leave it to a process alone, with '
-      '--resume',
-      command.EXIT_USAGE,
-    )
-  jobs = batch.share(jobs, process_id, num_processes)
-  size = args.size if args.size == 'original' else int(args.size)
-  weights = args.weights or f'{args.model}-sports'
-  try:
-    if args.model == 'cnn':
-      colorizer = cnn_pipeline.CNNColorizer.from_pretrained(weights)
-      options = {'size': size}
-    else:
-      colorizer = pipeline.Colorizer.from_pretrained(
-        weights, fast=args.fast, chunk=args.chunk
-      )
-      options = {'size': size, **command.sampling_options(args)}
-  except checkpoint.CheckpointError as error:
-    return command.fail(error, command.EXIT_WEIGHTS)
-  failed = batch.run(colorizer, jobs, options, resume=args.resume)
-  if args.before_after:
-    try:
-      batch.before_after(jobs, failed, args.before_after)
-    except batch.PhotoError as error:
-      failed.append(('--before-after', error))
-  for name, reason in failed:
-    print(f'coltran: failed: {name}: {reason}', file=sys.stderr)
-  return command.EXIT_FAILED if failed else 0
 
 
 if __name__ == '__main__':

@@ -59,6 +59,10 @@ class CNNColorizer:
       raise ValueError(f'size must be one of {pipeline.SIZES}, not {size!r}')
     return [self.run(image.square(pixels, size)[None])[0]]
 
+  def draw(self, read, size='original'):
+    """Returns a list of one `pipeline.Coloring`, as `batch` asks for it."""
+    return [pipeline.Coloring(one) for one in self.colorize(read, size)]
+
   def like(self, read, size):
     """Returns `pipeline.like`, as `batch` asks for it."""
     return pipeline.like(read, size)

@@ -4,8 +4,10 @@ import argparse
 import math
 import os
 import pathlib
+import re
 import sys
 
+DEFAULT_WEIGHTS = 'coltran-sports'
 EXIT_FAILED, EXIT_USAGE, EXIT_WEIGHTS, EXIT_RESUME = 1, 2, 3, 42
 
 
@@ -37,6 +39,28 @@ def process_id(text):
 def temperature(text):
   """Returns a number, 0 or more, for argparse."""
   return _number(float, text, 0, math.inf, 'a number, 0 or more')
+
+
+def hint(text):
+  """Returns (x, y, (red, green, blue)) of 'x,y,#rrggbb', for argparse."""
+  found = re.fullmatch(r'(\d{1,9}),(\d{1,9}),#?([0-9a-fA-F]{6})', text)
+  if not found:
+    raise argparse.ArgumentTypeError(
+      f"must be x,y,#rrggbb, as in '120,80,#aa3311', not {text!r}"
+    )
+  x, y, rgb = found.groups()
+  return int(x), int(y), tuple(bytes.fromhex(rgb))
+
+
+def add_weights(parser):
+  """Adds the option that says which weights; None where nothing does."""
+  parser.add_argument(
+    '--weights',
+    metavar='NAME|DIR',
+    default=os.environ.get('COLTRAN_WEIGHTS'),
+    help='checkpoint directory, see `coltran convert`, or the name of weights '
+    f'in this package (default: $COLTRAN_WEIGHTS, else {DEFAULT_WEIGHTS})',
+  )
 
 
 def add_sampling(parser):

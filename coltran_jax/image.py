@@ -147,13 +147,25 @@ def fit(array, size):
     by area until its long side is `size`, centred and mirrored beyond its
     edges; and the box that holds it, for `crop`.
   """
-  scale = size / max(array.shape[:2])
-  height, width = (max(1, round(side * scale)) for side in array.shape[:2])
+  height, width = fitted(*array.shape[:2], size)
+  top, left = (size - height) // 2, (size - width) // 2
+  scaled = resize(array, height, width)
+  return mirrored(scaled, size), (top, left, height, width)
+
+
+def fitted(height, width, size):
+  """(height, width) of a picture scaled until its long side is `size`."""
+  scale = size / max(height, width)
+  return tuple(max(1, round(side * scale)) for side in (height, width))
+
+
+def mirrored(array, size):
+  """Any [size, size(, C)] of [H, W(, C)]: centred, mirrored beyond its edges."""
+  height, width = array.shape[:2]
   top, left = (size - height) // 2, (size - width) // 2
   pad = [(top, size - height - top), (left, size - width - left)]
   pad += [(0, 0)] * (array.ndim - 2)
-  padded = np.pad(resize(array, height, width), pad, mode='reflect')
-  return padded, (top, left, height, width)
+  return np.pad(array, pad, mode='reflect')
 
 
 def crop(array, box):

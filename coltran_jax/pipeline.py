@@ -13,7 +13,15 @@ import jax
 import numpy as np
 from PIL import Image
 
-from coltran_jax import checkpoint, color, image, models, photo, sampling
+from coltran_jax import (
+  checkpoint,
+  color,
+  hints,
+  image,
+  models,
+  photo,
+  sampling,
+)
 
 STAGES = ('colorizer', 'color_upsampler', 'spatial_upsampler')
 SIZES = ('original', 256)
@@ -25,13 +33,30 @@ class Stages:
 
   coarse: 512 colours at low resolution. low: 8 bit at low resolution. full:
   high resolution, or None if that stage was left out. log_probs: float32
-  [B, h, w], of each coarse colour (nats).
+  [B, h, w], of each coarse colour (nats). entropy: float32 [B, h, w], of each
+  coarse colour before it was drawn (bits), if asked for.
   """
 
   coarse: np.ndarray
   low: np.ndarray
   full: np.ndarray | None
   log_probs: np.ndarray
+  entropy: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Coloring:
+  """One coloring of a photo, and what the model says about it.
+
+  pixels: [H, W, 3]. bits_per_dim: of its coarse colours, less is more likely;
+  entropy: float32 [h, w] in bits, of the coarse colour at each place of the
+  photo before it was drawn, if asked for. Both None where a model has no
+  likelihood.
+  """
+
+  pixels: np.ndarray
+  bits_per_dim: float | None = None
+  entropy: np.ndarray | None = None
 
 
 class Colorizer:
@@ -65,16 +90,7 @@ class Colorizer:
     _check_resolutions(directory, stages)
     return cls(stages, chunk=chunk)
 
-  def __call__(
-    self,
-    source,
-    num_samples=1,
-    seed=0,
-    temperature=1.0,
-    size='original',
-    sampler='exact',
-    fast=False,
-  ):
+  def __call__(self, source, size='original', **options):
     """Returns `num_samples` colourings of one photo, of the photo's kind.
 
     Args:
@@ -82,30 +98,21 @@ class Colorizer:
         (the same format comes back, PNG for BMP and HEIF) or a uint8 or uint16
         array [H, W(, C)] (arrays [H, W, 3] come back: of that dtype, uint8 if
         size is 256).
-      num_samples: how many; each is another draw.
-      seed: sample i of a photo depends on seed and i, on no other photo.
-      temperature: of the coarse colours; 0 = the most probable at each pixel.
       size: 'original' keeps the photo's size and luminance; 256 gives the
         published central square.
-      sampler: 'exact' or 'reference', see `sampling.sample`.
-      fast: leave out stage three: its detail is the photo's own anyway.
+      options: those of `draw`.
 
     Raises:
       photo.PhotoError: the source cannot be read or the result not encoded.
       ValueError: options that make no sense.
     """
-    return as_source(
-      source,
-      self,
-      num_samples=num_samples,
-      seed=seed,
-      temperature=temperature,
-      size=size,
-      sampler=sampler,
-      fast=fast,
-    )
+    return as_source(source, self, size=size, **options)
 
-  def colorize(
+  def colorize(self, read, **options):
+    """Returns a list of [H, W, 3] arrays of a `photo.Photo`; see `draw`."""
+    return [coloring.pixels for coloring in self.draw(read, **options)]
+
+  def draw(
     self,
     read,
     num_samples=1,
@@ -114,60 +121,102 @@ class Colorizer:
     size='original',
     sampler='exact',
     fast=False,
+    guide=None,
+    uncertainty=False,
   ):
-    """Returns a list of [H, W, 3] arrays of a `photo.Photo`; see `__call__`.
+    """Returns a list of `Coloring`s of a `photo.Photo`.
 
-    uint8, or uint16 for a 16-bit photo at its original size.
+    Their pixels are uint8, or uint16 for a 16-bit photo at its original size.
+
+    Args:
+      read: the photo.
+      num_samples: how many; each is another draw.
+      seed: sample i of a photo depends on seed and i, on no other photo.
+      temperature: of the coarse colours; 0 = the most probable at each pixel.
+      size: 'original' or 256, see `__call__`.
+      sampler: 'exact' or 'reference', see `sampling.sample`.
+      fast: leave out stage three: its detail is the photo's own anyway.
+      guide: a `hints.Guide`, or None; needs size='original'.
+      uncertainty: also give the entropy.
+
+    Raises ValueError (`hints.HintError` of the guide): options that make no
+    sense.
     """
-    if size not in SIZES:
-      raise ValueError(f'size must be one of {SIZES}, not {size!r}')
-    if num_samples < 1:
-      raise ValueError(f'num_samples must be 1 or more, not {num_samples}')
-    if not 0 <= seed < 1 << 32:  # jax would take it modulo 2^32.
-      raise ValueError(f'seed must be 0 to {(1 << 32) - 1}, not {seed}')
-    if fast and size != 'original':
-      raise ValueError("fast needs size='original'")
-    if not fast and 'spatial_upsampler' not in self.stages:
-      raise ValueError('without a spatial_upsampler only fast=True works')
+    self._check(num_samples, seed, size, fast, guide)
     pixels = photo.eight_bit(read.pixels)
-    if fast:
-      picture, box = image.fit(pixels, self._side('colorizer'))
-      low = picture
+    side = self.side('colorizer' if fast else 'spatial_upsampler')
+    if size == 'original':
+      picture, box = image.fit(pixels, side)
     else:
-      side = self._side('spatial_upsampler')
-      if size == 'original':
-        picture, box = image.fit(pixels, side)
-      else:
-        picture, box = image.square(pixels, side), None
-      low = image.square(picture, self._side('colorizer'))
+      picture, box = image.square(pixels, side), (0, 0, side, side)
+    gray = _gray(image.square(picture, self.side('colorizer')))
+    prior = None
+    if guide:
+      prior = hints.prior(guide, pixels.shape[:2], side, gray)
+      prior = np.repeat(prior[None], num_samples, axis=0)
     # One key a picture: the seed and the sample's index, nothing else.
     key = jax.random.key(seed)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(
       np.arange(num_samples)
     )
     stages = self.run(
-      np.repeat(_gray(low)[None], num_samples, axis=0),
+      np.repeat(gray[None], num_samples, axis=0),
       None if fast else np.repeat(_gray(picture)[None], num_samples, axis=0),
       keys,
       temperature,
       sampler,
+      prior,
+      uncertainty,
     )
-    if size != 'original':
-      return list(stages.full)
-    small = stages.low if fast else stages.full
-    return [image.join(read.pixels, image.crop(one, box)) for one in small]
+    colorings = []
+    for i, small in enumerate(stages.low if fast else stages.full):
+      if size == 'original':
+        small = image.join(read.pixels, image.crop(small, box))
+      colorings.append(
+        Coloring(
+          pixels=hints.combine(guide, small) if guide else small,
+          bits_per_dim=float(-stages.log_probs[i].mean() / np.log(2)),
+          entropy=_placed(stages.entropy[i], side, box)
+          if uncertainty
+          else None,
+        )
+      )
+    return colorings
+
+  def _check(self, num_samples, seed, size, fast, guide):
+    """Raises ValueError if options make no sense."""
+    if size not in SIZES:
+      raise ValueError(f'size must be one of {SIZES}, not {size!r}')
+    if num_samples < 1:
+      raise ValueError(f'num_samples must be 1 or more, not {num_samples}')
+    if not 0 <= seed < 1 << 32:  # jax would take it modulo 2^32.
+      raise ValueError(f'seed must be 0 to {(1 << 32) - 1}, not {seed}')
+    if (fast or guide) and size != 'original':
+      raise ValueError("fast and a guide need size='original'")
+    if not fast and 'spatial_upsampler' not in self.stages:
+      raise ValueError('without a spatial_upsampler only fast=True works')
 
   def like(self, read, size):
     """Returns the Photo that a result of this size takes alpha and such from."""
     return like(
-      read, size if size == 'original' else self._side('spatial_upsampler')
+      read, size if size == 'original' else self.side('spatial_upsampler')
     )
 
-  def run(self, gray, gray_full, keys, temperature=1.0, sampler='exact'):
+  def run(
+    self,
+    gray,
+    gray_full,
+    keys,
+    temperature=1.0,
+    sampler='exact',
+    prior=None,
+    uncertainty=False,
+  ):
     """Returns the `Stages` of gray pictures.
 
     gray: int [B, h, w] at stage one's resolution. gray_full: int [B, H, W] at
-    stage three's, or None to leave it out. keys: [B].
+    stage three's, or None to leave it out. keys: [B]. prior: float
+    [B, h, w, 512], see `sampling.sample`. uncertainty: also give the entropy.
     """
     sample = sampling.sample(
       *self.stages['colorizer'],
@@ -175,8 +224,29 @@ class Colorizer:
       keys,
       temperature=temperature,
       mode=sampler,
+      keep_logits=uncertainty,
+      prior=prior,
     )
-    symbols = color.codes_to_symbols(sample.codes)
+    entropy = None
+    if uncertainty:
+      entropy = sampling.entropy(
+        sample.logits if prior is None else sample.logits + prior
+      )
+    coarse, low, full = self.refine(sample.codes, gray, gray_full)
+    return Stages(
+      coarse=coarse,
+      low=low,
+      full=full,
+      log_probs=np.asarray(sample.log_probs),
+      entropy=entropy,
+    )
+
+  def refine(self, codes, gray, gray_full=None):
+    """Returns (coarse, low, full) as in `Stages`, of codes int [B, h, w].
+
+    gray, gray_full: as of `run`.
+    """
+    symbols = color.codes_to_symbols(codes)
     low = sampling.upsample(*self.stages['color_upsampler'], gray, symbols)
     low = np.asarray(low)
     full = None
@@ -188,14 +258,10 @@ class Colorizer:
           *self.stages['spatial_upsampler'], gray_full, blurry.astype(np.int32)
         )
       )
-    return Stages(
-      coarse=np.asarray(color.from_symbols(symbols)),
-      low=low,
-      full=full,
-      log_probs=np.asarray(sample.log_probs),
-    )
+    return np.asarray(color.from_symbols(symbols)), low, full
 
-  def _side(self, stage):
+  def side(self, stage):
+    """Returns the side in pixels of the squares that a stage works on."""
     return self.stages[stage][0].resolution[0]
 
 
@@ -270,6 +336,12 @@ def _check_resolutions(directory, stages):
       f'{directory}: the colorizer works at {sizes["colorizer"]}, the color '
       f'upsampler at {sizes["color_upsampler"]}; they do not belong together'
     )
+
+
+def _placed(cells, side, box):
+  """Returns [h, w], the photo's part of cells [G, G] of a square."""
+  index = np.arange(side) * len(cells) // side
+  return image.crop(cells[index][:, index], box)
 
 
 def _gray(pixels):

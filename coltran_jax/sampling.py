@@ -8,6 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
 
 from coltran_jax import sampling_tile
 
@@ -29,6 +30,7 @@ def sample(
   mode='exact',
   keep_logits=False,
   mesh=None,
+  prior=None,
 ):
   """Returns a `Sample` of the colorizer's coarse colours for gray pictures.
 
@@ -44,6 +46,9 @@ def sample(
     keep_logits: also return all logits.
     mesh: a mesh over whose `data` axis the batch is split; None = that of gray
       if gray is sharded over such an axis, else one device.
+    prior: float [B, H, W, 512], added to the logits that codes are drawn from
+      (log_probs and logits stay the model's own), see `hints.prior`. None draws
+      from the model alone, by the program without it.
 
   Raises:
     ValueError: shapes, mode or temperature that make no sense.
@@ -63,6 +68,9 @@ def sample(
     raise ValueError(
       f'rng must be one key per picture, [{len(gray)}], not {list(rng.shape)}'
     )
+  wanted = (*gray.shape, model.num_codes)
+  if prior is not None and prior.shape != wanted:
+    raise ValueError(f'prior must be {list(wanted)}, not {list(prior.shape)}')
   if model.encoder_chunk is None:
     model = model.clone(encoder_chunk=_ENCODER_CHUNK)
   mesh = mesh or _mesh_of(gray)
@@ -88,6 +96,8 @@ def sample(
   gray = spread(jnp.asarray(gray, jnp.int32))
   key_data = spread(jax.random.key_data(rng))
   counts = jnp.array(counts, jnp.int32).reshape(rounds, shards)
+  if prior is not None:
+    prior = spread(jnp.asarray(prior, jnp.float32))
   out = [
     _sample_tiles(
       params,
@@ -95,6 +105,7 @@ def sample(
       key_data[i],
       counts[i],
       jnp.float32(temperature),
+      None if prior is None else prior[i],
       model=model,
       key_impl=str(jax.random.key_impl(rng)),
       mode=mode,
@@ -109,6 +120,12 @@ def sample(
     ],
     *out,
   )
+
+
+def entropy(logits):
+  """Returns float32 [...] bits of the distribution of logits [..., V]."""
+  log_p = jax.nn.log_softmax(logits)
+  return np.asarray(-(jnp.exp(log_p) * log_p).sum(axis=-1) / np.log(2))
 
 
 def _mesh_of(gray):
@@ -130,6 +147,7 @@ def _sample_tiles(
   key_data,
   counts,
   temperature,
+  prior,
   *,
   model,
   key_impl,
@@ -139,7 +157,7 @@ def _sample_tiles(
 ):
   """Returns a Sample [S, TILE, ...] of gray [S, TILE, H, W], one tile a shard."""
 
-  def run(params, temperature, gray, key_data, counts):
+  def run(params, temperature, gray, key_data, counts, prior):
     keys = jax.random.wrap_key_data(key_data[0], impl=key_impl)
     out = sampling_tile.Tile(
       model=model,
@@ -150,6 +168,7 @@ def _sample_tiles(
       temperature=temperature,
       exact=mode == 'exact',
       keep_logits=keep_logits,
+      prior=None if prior is None else prior[0],
     ).sample()
     return jax.tree.map(lambda x: x[None], out)
 
@@ -158,11 +177,11 @@ def _sample_tiles(
     run = jax.shard_map(
       run,
       mesh=mesh,
-      in_specs=(whole, whole, split, split, split),
+      in_specs=(whole, whole, split, split, split, split),
       out_specs=split,
       check_vma=False,
     )
-  return run(params, temperature, gray, key_data, counts)
+  return run(params, temperature, gray, key_data, counts, prior)
 
 
 def upsample(model, params, gray, symbols):

@@ -67,7 +67,8 @@ class Tile:
   """Samples T pictures, of which the first `count` are wanted.
 
   model, params: a colorizer. gray: int [T, H, W]. keys: [T]. count: int [].
-  temperature: float []. exact: see `sampling.sample`'s modes.
+  temperature: float []. exact: see `sampling.sample`'s modes. prior: float
+  [T, H, W, V], added to the logits before a code is picked, or None.
   """
 
   model: Any
@@ -78,6 +79,7 @@ class Tile:
   temperature: jax.Array
   exact: bool
   keep_logits: bool
+  prior: jax.Array | None = None
 
   def call(self, method, *args):
     return self.model.apply({'params': self.params}, *args, method=method)
@@ -301,7 +303,10 @@ class Tile:
       state.inner_caches,
       column,
     )
-    codes = pick(logits, noise[:, column], self.temperature)
+    wanted = logits
+    if self.prior is not None:
+      wanted = logits + self.prior[:, row, column]
+    codes = pick(wanted, noise[:, column], self.temperature)
     log_probs = jnp.take_along_axis(
       jax.nn.log_softmax(logits), codes[:, None], axis=-1
     )[:, 0]

@@ -15,25 +15,31 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from coltran_jax import batch, image, photo
+from coltran_jax import batch, image, photo, pipeline
 
 RAMP = np.tile(np.arange(60, dtype=np.uint8) * 4, (40, 1))
 OPTIONS = {'num_samples': 1, 'size': 'original'}
 
 
 class Tinted:
-  """Stands in for `pipeline.Colorizer`: sample i has 10 (i + 1) more red."""
+  """Stands in for `pipeline.Colorizer`: sample i has 10 (i + 1) more red.
+
+  And is the more likely the higher i.
+  """
 
   def __init__(self, fail=None):
     self.fail = fail or {}  # Photo number -> what to raise.
     self.photos = 0
 
-  def colorize(self, read, num_samples, size):
+  def draw(self, read, num_samples, size):
     self.photos += 1
     if self.photos in self.fail:
       raise self.fail[self.photos]
     pixels = np.repeat(read.pixels[..., :1], 3, axis=-1) // 2
-    return [pixels + np.uint8([10 * (i + 1), 0, 0]) for i in range(num_samples)]
+    return [
+      pipeline.Coloring(pixels + np.uint8([10 * (i + 1), 0, 0]), 5.0 - i)
+      for i in range(num_samples)
+    ]
 
   def like(self, read, size):
     return read
@@ -152,22 +158,25 @@ def test_a_bmp_beside_a_png_of_the_same_stem_gets_its_own_result(tmp_path):
   assert (out / 'a.bmp.png').read_bytes() != (out / 'a.png').read_bytes()
 
 
-def test_samples_are_numbered_and_a_sheet_shows_all(tmp_path):
+def test_samples_are_numbered_and_a_sheet_shows_the_most_likely_first(
+  tmp_path, log
+):
   source = save(tmp_path / 'a.png')
   assert colorize([source], tmp_path / 'out', num_samples=4) == []
   out = tmp_path / 'out'
   names = ['a-1.png', 'a-2.png', 'a-3.png', 'a-4.png', 'a-sheet.png']
   assert conftest.files(out) == names
   assert len(set(contents(out).values())) == 5
-  pictures = [source, *(out / name for name in names[:-1])]
+  pictures = [source, *(out / name for name in names[-2::-1])]
   expected = image.contact_sheet(
     [np.asarray(Image.open(path).convert('RGB')) for path in pictures],
     columns=5,
-    labels=['photo', '1', '2', '3', '4'],
+    labels=['photo', *(f'{i}: {6 - i}.000 bits/dim' for i in (4, 3, 2, 1))],
   )
   np.testing.assert_array_equal(
     np.asarray(Image.open(out / 'a-sheet.png')), expected
   )
+  assert 'first: 2.000 (4), 3.000 (3), 4.000 (2), 5.000 (1)' in log.text
 
 
 def test_numbers_sort_as_text(tmp_path):
@@ -481,9 +490,13 @@ SCRIPT = """
   import numpy as np
   from coltran_jax import batch
 
+  class Coloring:
+    def __init__(self, pixels):
+      self.pixels = pixels
+
   class Gray:
-    def colorize(self, read, **options):
-      return [np.repeat(read.pixels[..., :1], 3, axis=-1)]
+    def draw(self, read, **options):
+      return [Coloring(np.repeat(read.pixels[..., :1], 3, axis=-1))]
 
     def like(self, read, size):
       return read

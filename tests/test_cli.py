@@ -42,10 +42,10 @@ class Gray:
   def __init__(self):
     self.calls = []
 
-  def colorize(self, read, **options):
+  def draw(self, read, **options):
     self.calls.append(options)
     gray = np.repeat(read.pixels[..., :1], 3, axis=-1)
-    return [gray] * options['num_samples']
+    return [pipeline.Coloring(gray, 1.0)] * options['num_samples']
 
 
 @pytest.fixture(scope='module')
@@ -154,6 +154,16 @@ def test_the_module_is_the_command():
     ['{photo}', '--sampler', 'best'],
     ['{photo}', '--chunk', '0'],
     ['{photo}', '--fast', '--size', '256'],
+    ['{photo}', '--hint', '1,2,red'],
+    ['{photo}', '--hint', '1,2,#ff0000', '--size', '256'],
+    ['{photo}', '{photo}', '--hint', '1,2,#ff0000'],
+    ['{photo}', '--hint', '1,2,#ff0000', '--model', 'cnn'],
+    ['{photo}', '--hints', '{photo}'],
+    ['{photo}', '--mask', '{photo}'],
+    ['{photo}', '--mask', '{photo}', '--keep', '{photo}', '-o', 'a.jpg'],
+    ['{photo}', '--mask', '{photo}', '--keep', 'a.png', '-o', 'a.png'],
+    ['{photo}', '--mask', '{photo}', '--keep', '{folder}/missing.png'],
+    ['{photo}', '--uncertainty', '-o', '-'],
     ['{photo}', '-n', '2', '-o', '{folder}/out.png'],
     ['{photo}', '-o', '{folder}/out.gif'],
     ['{photo}', '-o', '{photo}.txt'],
@@ -238,6 +248,8 @@ def test_options_reach_the_colorizer(source, tmp_path, stand_in):
     'size': 'original',
     'sampler': 'exact',
     'fast': False,
+    'guide': None,
+    'uncertainty': False,
   }
   options = '-n 3 --seed 7 --temperature 0.5 --sampler reference --fast'
   out = tmp_path / 'out'
@@ -249,6 +261,8 @@ def test_options_reach_the_colorizer(source, tmp_path, stand_in):
     'size': 'original',
     'sampler': 'reference',
     'fast': True,
+    'guide': None,
+    'uncertainty': False,
   }
 
 

@@ -26,7 +26,7 @@ ROWS = [
     *('run_directory', 'train_state', 'distributed', 'tpu_cost'),
   },
   {
-    *('models.axial', 'convert.sstable'),
+    *('models.axial', 'convert.sstable', 'hints'),
     *('data.listing', 'data.checking', 'data.sources', 'data.input_pipeline'),
     *('losses', 'evaluation.pairs', 'evaluation.inception'),
   },
@@ -42,7 +42,7 @@ ROWS = [
   {'pipeline', 'preview', 'sheets', 'convert.tf_checkpoint'},
   {'convert', 'batch', 'train', 'cnn_pipeline', 'aot'},
   {'evaluation.colorings'},
-  {'cli_evaluate', 'cli_aot'},
+  {'cli_colorize', 'cli_evaluate', 'cli_aot'},
   {'cli', ''},
 ]
 HEAVY = {'tensorflow', 'torch', 'matplotlib', 'pickle'}

@@ -10,7 +10,15 @@ import pytest
 import skimage.color
 import skimage.data
 
-from coltran_jax import checkpoint, color, convert, models, photo, pipeline
+from coltran_jax import (
+  checkpoint,
+  color,
+  convert,
+  hints,
+  models,
+  photo,
+  pipeline,
+)
 
 PHOTOS = ('chelsea_gray', 'coffee_color')
 GRAY = skimage.data.coffee()[..., 1].copy()  # 400x600
@@ -233,11 +241,12 @@ def test_photos_of_any_shape_work(shape, size, colorizer):
     {'temperature': float('nan')},
     {'sampler': 'best'},
     {'fast': True, 'size': 256},
+    {'guide': hints.Guide(((0, 0, (0, 0, 0)),)), 'size': 256},
   ],
   ids=str,
 )
 def test_options_that_make_no_sense_are_value_errors(options, colorizer):
-  with pytest.raises(ValueError, match=r'must be|needs'):
+  with pytest.raises(ValueError, match=r'must be|need'):
     colorizer(GRAY, **options)
 
 

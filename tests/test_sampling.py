@@ -121,6 +121,34 @@ def test_a_batch_that_is_sharded_stays_so_and_gives_the_same_codes():
   )
 
 
+def test_a_prior_changes_what_is_drawn_and_not_what_the_model_says():
+  recorded = conftest.recorded('colorizer_rectangular')
+  shape = recorded.gray.shape
+  index = np.arange(recorded.gray.size).reshape(shape)
+  fixed = (index % 3 == 0) & (np.arange(len(index)) == 1)[:, None, None]
+  prior = np.zeros((*shape, 512), np.float32)
+  prior[fixed] = -1e9
+  prior[fixed, index[fixed] % 512] = 0
+  plain = sample(recorded, recorded.gray, keys(2), keep_logits=True)
+  out = sample(recorded, recorded.gray, keys(2), keep_logits=True, prior=prior)
+  # The first picture's is all zeros, which changes no bit.
+  np.testing.assert_array_equal(out.codes[0], plain.codes[0])
+  np.testing.assert_array_equal(out.logits[0], plain.logits[0])
+  np.testing.assert_array_equal(out.codes[fixed], index[fixed] % 512)
+  logits, _ = recorded.model.apply(
+    {'params': recorded.params}, recorded.gray, out.codes
+  )
+  np.testing.assert_allclose(
+    jax.nn.softmax(out.logits), jax.nn.softmax(logits), atol=1e-5
+  )
+  log_probs = jax.nn.log_softmax(logits)
+  np.testing.assert_allclose(
+    out.log_probs,
+    jnp.take_along_axis(log_probs, out.codes[..., None], axis=-1)[..., 0],
+    atol=1e-4,
+  )
+
+
 def test_other_keys_give_other_codes_and_the_same_key_the_same():
   recorded = conftest.recorded('colorizer_base')
   gray = np.repeat(recorded.gray[:1], 3, axis=0)
@@ -167,6 +195,7 @@ def test_lower_temperatures_draw_more_probable_codes():
     ({'gray': np.zeros((1, 3, 8), np.int32)}, 'gray must be'),
     ({'rng': keys(2)}, 'one key per picture'),
     ({'gray': np.zeros((0, 8, 8), np.int32)}, 'no picture'),
+    ({'prior': np.zeros((1, 8, 8))}, 'prior must be'),
   ],
 )
 def test_inputs_without_meaning_are_refused(change, message):
