@@ -13,7 +13,7 @@ ROWS = [
     *('icc', 'png_tiff', 'color', 'image', 'checkpoint', 'data', 'evaluation'),
     *('configuration', 'sharding', 'run_log', 'command'),
     *('evaluation.feature_layers', 'diffusion', 'diffusion.folder'),
-    'diffusion.attention',
+    *('diffusion.attention', 'diffusion.canny'),
   },
   {
     *('photo', 'models.layers', 'convert.snappy', 'data.decoding'),
@@ -21,6 +21,7 @@ ROWS = [
     *('evaluation.lpips', 'evaluation.lite0'),
     *('evaluation.image_metrics', 'evaluation.frechet', 'evaluation.table'),
     *('run_directory', 'train_state', 'distributed', 'diffusion.layers'),
+    *('diffusion.schedulers', 'diffusion.tokenizer'),
   },
   {
     *('models.axial', 'convert.sstable'),
