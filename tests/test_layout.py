@@ -16,7 +16,8 @@ ROWS = [
     *('icc', 'png_tiff', 'color', 'image', 'checkpoint', 'data', 'evaluation'),
     *('configuration', 'sharding', 'run_log', 'command'),
     *('flops', 'tpu_chips', 'tpu_program', 'aot_table'),
-    'evaluation.feature_layers',
+    *('evaluation.feature_layers', 'diffusion', 'diffusion.folder'),
+    *('diffusion.attention', 'diffusion.canny'),
   },
   {
     *('photo', 'models.layers', 'convert.snappy', 'data.decoding'),
@@ -24,20 +25,29 @@ ROWS = [
     *('evaluation.lpips', 'evaluation.lite0'),
     *('evaluation.image_metrics', 'evaluation.frechet', 'evaluation.table'),
     *('run_directory', 'train_state', 'distributed', 'tpu_cost'),
+    'diffusion.layers',
+    *('diffusion.schedulers', 'diffusion.tokenizer'),
   },
   {
     *('models.axial', 'convert.sstable', 'hints'),
     *('data.listing', 'data.checking', 'data.sources', 'data.input_pipeline'),
     *('losses', 'evaluation.pairs', 'evaluation.inception'),
+    *('diffusion.unet', 'diffusion.vae', 'diffusion.text_encoder'),
   },
   {
     *('evaluation.report', 'evaluation.distributions'),
     *('models.colorizer', 'models.color_upsampler'),
     *('models.spatial_upsampler', 'models.cnn'),
-    *('data.preparing', 'convert.bundle_index'),
+    *('data.preparing', 'convert.bundle_index', 'diffusion.controlnet'),
   },
-  {'models', 'convert.tensor_bundle', 'convert.names', 'evaluation.evaluate'},
-  {'sampling_tile', 'convert.reference', 'export', 'trainer'},
+  {
+    *('models', 'convert.tensor_bundle', 'convert.names'),
+    *('evaluation.evaluate', 'diffusion.architectures'),
+  },
+  {
+    *('sampling_tile', 'convert.reference', 'export', 'trainer'),
+    'diffusion.weights',
+  },
   {'sampling', 'convert.cnn'},
   {'pipeline', 'preview', 'sheets', 'convert.tf_checkpoint'},
   {'convert', 'batch', 'train', 'cnn_pipeline', 'aot'},
@@ -47,7 +57,13 @@ ROWS = [
 ]
 HEAVY = {'tensorflow', 'torch', 'matplotlib', 'pickle'}
 # Imported where it is used only, with an error that says what is missing.
-OPTIONAL = {'convert.cnn': {'torch'}, 'tensor_files': {'torch'}}
+OPTIONAL = {
+  'convert.cnn': {'torch'},
+  'diffusion.weights': {'torch'},
+  'tensor_files': {'torch'},
+}
+# Diffusion is a house of its own: all that it takes from the other.
+SHARED = {'color', 'image', 'sharding'}
 
 
 def modules():
@@ -88,6 +104,15 @@ def test_a_module_imports_only_from_rows_above_its_own(name):
       continue
     assert inner in MODULES, f'{name} imports {target}, which is no module'
     assert row_of(inner) < row_of(name), f'{name} imports {inner}'
+
+
+def test_diffusion_imports_next_to_nothing_of_the_rest():
+  inside = {name for name in MODULES if name.startswith('diffusion.')}
+  assert inside
+  for name in inside:
+    targets = (target.partition('.') for target in imported(MODULES[name]))
+    taken = {inner for package, _, inner in targets if package == 'coltran_jax'}
+    assert taken <= inside | SHARED, name
 
 
 @pytest.mark.parametrize('name', MODULES)

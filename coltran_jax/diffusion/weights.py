@@ -1,0 +1,236 @@
+"""Tensors of a diffusers network -> parameters of our module, one by one.
+
+Our submodules bear torch's names, so one rule serves all networks. Every tensor
+is accounted for by name and shape before one is read.
+"""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import re
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from coltran_jax.diffusion import architectures
+from coltran_jax.diffusion import folder as folder_lib
+
+_DTYPES = ('F32', 'F16', 'BF16', 'F64')
+_SHOWN = 5  # Problems in a message.
+# Names of attention in VAEs that were published before diffusers 0.13.
+_OLD_NAMES = {
+  'query': 'to_q',
+  'key': 'to_k',
+  'value': 'to_v',
+  'proj_attn': 'to_out.0',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """A network in a folder, its tensors not read yet.
+
+  Attributes:
+    file: of the tensors.
+    module: what they belong to.
+    inputs: the shapes of the module's inputs.
+    config: as in config.json.
+    parameters: {torch name: (path in our tree, shape in torch's order)}.
+  """
+
+  file: pathlib.Path
+  module: object
+  inputs: tuple
+  config: dict
+  parameters: dict
+
+  @property
+  def size(self):
+    """The number of numbers in its parameters."""
+    return sum(math.prod(shape) for _, shape in self.parameters.values())
+
+
+def parameters(module, inputs):
+  """Returns {torch name: (path, shape)} of a module; computes nothing."""
+  shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)['params']
+  return {
+    _torch_name(path): (path, _torch_shape(path, leaf.shape))
+    for path, leaf in flax.traverse_util.flatten_dict(shapes).items()
+  }
+
+
+def _torch_name(path):
+  """Returns 'to_out.0.weight' of ('to_out_0', 'kernel'), and the like."""
+  *modules, leaf = path
+  names = [
+    # The two of a time embedding are called so in torch.
+    name if name.startswith('linear_') else re.sub(r'_(\d+)$', r'.\1', name)
+    for name in modules
+  ]
+  return '.'.join([*names, 'bias' if leaf == 'bias' else 'weight'])
+
+
+def _torch_shape(path, shape):
+  if path[-1] != 'kernel':
+    return shape
+  # A dense layer [I, O] is [O, I] in torch, a convolution HWIO is OIHW.
+  return shape[::-1] if len(shape) == 2 else (shape[3], shape[2], *shape[:2])
+
+
+def _from_torch(path, array):
+  if path[-1] != 'kernel':
+    return array
+  return array.transpose((1, 0) if array.ndim == 2 else (2, 3, 1, 0))
+
+
+def find(folder, kind, attention='auto', dtype='float32'):
+  """Returns the `Network` of a kind of `architectures.KINDS` in a folder.
+
+  Raises WeightsError if files are missing or the network is not supported.
+  """
+  folder = pathlib.Path(folder)
+  config = folder_lib.read_json(folder / 'config.json')
+  try:
+    module, inputs = architectures.KINDS[kind].build(config, attention, dtype)
+  except folder_lib.WeightsError as error:
+    raise folder_lib.WeightsError(
+      f'{folder / "config.json"}: {error}'
+    ) from None
+  file = _file(folder, architectures.KINDS[kind].stem)
+  return Network(file, module, inputs, config, parameters(module, inputs))
+
+
+def _file(folder, stem):
+  names = [
+    f'{stem}{middle}.{suffix}'
+    for suffix in ('safetensors', 'bin')
+    for middle in ('', '.fp16')
+  ]
+  # PyTorch's own files of the text encoder have another name.
+  names += ['pytorch_model.bin', 'pytorch_model.fp16.bin']
+  for name in names:
+    if (folder / name).is_file():
+      return folder / name
+  raise folder_lib.WeightsError(
+    f'{folder} has no file of tensors; put {names[0]} there'
+  )
+
+
+def problems(network):
+  """Returns what is wrong with the tensors of a network, a line each.
+
+  Reads names and shapes only. Raises WeightsError if even that is impossible.
+  """
+  with _open(network.file) as tensors:
+    return _problems(network, tensors)
+
+
+def load(network, put=jax.device_put):
+  """Returns the parameters of a network, in the dtype of its products.
+
+  Vectors (biases, and all of the norms) are float32. Memory beyond the result:
+  one tensor.
+
+  Args:
+    network: of `find`.
+    put: takes a numpy array to where it should be.
+
+  Raises:
+    WeightsError: missing, unknown or misshapen tensors; a damaged file; a
+      pickle; one that needs PyTorch, which is not there.
+  """
+  dtype = getattr(network.module, 'dtype', None)
+  dtype = jnp.dtype(dtype or network.module.architecture.dtype)
+  flat = {}
+  with _open(network.file) as tensors:
+    found = _problems(network, tensors)
+    if found:
+      more = len(found) - _SHOWN
+      raise folder_lib.WeightsError(
+        f'{network.file} does not fit its config.json: '
+        + '; '.join(found[:_SHOWN])
+        + (f'; and {more} more' if more > 0 else '')
+      )
+    for name, (_, _, read) in tensors.items():
+      path, shape = network.parameters[name]
+      array = _from_torch(path, np.asarray(read()))
+      flat[path] = put(array.astype(dtype if len(shape) > 1 else np.float32))
+  return flax.traverse_util.unflatten_dict(flat)
+
+
+def _problems(network, tensors):
+  expected = {name: shape for name, (_, shape) in network.parameters.items()}
+  found = [f'{name} is missing' for name in expected if name not in tensors]
+  for name, (shape, dtype, _) in tensors.items():
+    if name not in expected:
+      found.append(f'{name} is unknown')
+    elif shape != expected[name]:
+      found.append(f'{name} has shape {shape}, expected {expected[name]}')
+    elif dtype not in _DTYPES:
+      found.append(f'{name} is of type {dtype}, not one of {_DTYPES}')
+  return found
+
+
+@contextlib.contextmanager
+def _open(path):
+  """Yields {our torch name: (shape, dtype, function that reads it)}."""
+  try:
+    if path.suffix == '.bin':
+      yield _renamed(_from_pickle(path))
+    else:
+      with safetensors.safe_open(path, framework='np') as file:
+        yield _renamed({name: _entry(file, name) for name in file.keys()})  # noqa: SIM118
+  except (OSError, safetensors.SafetensorError) as error:
+    raise folder_lib.WeightsError(
+      f'{path} is damaged, incomplete or no safetensors file ({error}); '
+      'download it again'
+    ) from None
+
+
+def _entry(file, name):
+  entry = file.get_slice(name)
+  shape = tuple(entry.get_shape())
+  return shape, entry.get_dtype(), lambda: file.get_tensor(name)
+
+
+def _from_pickle(path):
+  """Reads a .bin file by PyTorch, tensors alone: it can run no code."""
+  try:
+    import torch
+  except ImportError:
+    raise folder_lib.WeightsError(
+      f'{path} can be read with PyTorch only: install `torch`, or put the '
+      '.safetensors file beside it'
+    ) from None
+  try:
+    # mmap: a file cannot announce more than it holds.
+    state = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    return {
+      name: (tuple(tensor.shape), 'F32', lambda t=tensor: t.float().numpy())
+      for name, tensor in state.items()
+    }
+  except Exception as error:  # torch, zipfile and pickle raise many kinds.
+    raise folder_lib.WeightsError(
+      f'{path} holds no plain tensors, or is damaged'
+    ) from error
+
+
+def _renamed(tensors):
+  """The tensors under the names that diffusers gives them today."""
+  found = {}
+  for name, entry in tensors.items():
+    if name.endswith('.position_ids'):  # No weights: 0, 1, 2, ...
+      continue
+    # transformers 5 leaves it out.
+    name = name.removeprefix('text_model.')
+    name = re.sub(
+      r'(?<=attentions\.0\.)(query|key|value|proj_attn)(?=\.)',
+      lambda match: _OLD_NAMES[match[0]],
+      name,
+    )
+    found[name] = entry
+  return found
