@@ -507,6 +507,21 @@ def test_two_processes_share_a_folder_though_one_is_killed_and_goes_on(
   assert two == one
 
 
+def test_processes_that_jax_knows_of_share_unasked(
+  source, stand_in, monkeypatch
+):
+  for i in range(5):
+    (source.parent / f'{i}.png').write_bytes(source.read_bytes())
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  done = []
+  for i in range(2):
+    monkeypatch.setattr(jax, 'process_index', lambda i=i: i)
+    assert run('colorize', source.parent) == 0
+    done.append(len(stand_in.calls))
+  assert 0 < done[0] < done[1] == 6
+  assert len(conftest.files(source.parent.parent / 'in-colorized')) == 6
+
+
 def test_a_share_needs_a_process_of_how_many(source, stand_in, capsys):
   for options, message in (
     (('--process-id', 1), 'go together'),
