@@ -8,6 +8,7 @@ from coltran_jax import color, image, losses, sampling
 from coltran_jax.data import input_pipeline
 
 _LEAST = 128  # Side of a cell in pixels, so that a person sees something.
+_LINES = 8  # That upsamplers work on at a time: one device has it all here.
 
 
 def sheet(trainer, variables, source):
@@ -62,7 +63,7 @@ def _spatial_upsampler(model, variables, pictures, options):
 
 def _upsampled(model, variables, pictures, symbols):
   gray = color.to_gray(pictures)
-  params = variables['params']
+  model, params = model.clone(chunk=_LINES), variables['params']
   return np.asarray(sampling.upsample(model, params, gray, symbols))
 
 

@@ -1,19 +1,25 @@
 """The device mesh, the one rule that shards a state, host arrays -> devices.
 
-Two axes: `data` splits the batch alone, `fsdp` splits batch and parameters. A
-batch is split over both, so all devices work on different pictures.
+Three axes: `data` splits the batch alone, `fsdp` splits batch and parameters,
+`seq` splits the rows of each picture, for models that can (`SplitRows`). A
+batch is split over the first two, and each group of `seq` devices has its
+pictures whole: they are bytes.
 """
+
+import dataclasses
+from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-AXES = ('data', 'fsdp')
+_BATCH = ('data', 'fsdp')
+_ROWS = 'seq'
 _SMALLEST = 1 << 12  # Numbers; less is not worth a gather.
 
 
-def make_mesh(data=-1, fsdp=1, devices=None):
-  """Returns a mesh of all devices; data=-1 takes what fsdp leaves.
+def make_mesh(data=-1, fsdp=1, seq=1, devices=None):
+  """Returns a mesh of all devices; data=-1 takes what the others leave.
 
   devices: None takes those of this run; others may be ones that are not there
   (see `aot`).
@@ -21,29 +27,32 @@ def make_mesh(data=-1, fsdp=1, devices=None):
   Raises ValueError if the devices cannot be laid out so.
   """
   devices = jax.devices() if devices is None else devices
-  count = len(devices)
-  if data == -1 and fsdp > 0 and count % fsdp == 0:
-    data = count // fsdp
-  if min(data, fsdp) < 1 or data * fsdp > count:
-    raise ValueError(f'mesh data={data} fsdp={fsdp}: there are {count} devices')
-  if data * fsdp < count and jax.process_count() > 1:
+  count, others = len(devices), fsdp * seq
+  if data == -1 and others > 0 and count % others == 0:
+    data = count // others
+  shape = (data, fsdp, seq)
+  used = data * others
+  what = f'mesh data={data} fsdp={fsdp} seq={seq}'
+  if min(shape) < 1 or used > count:
+    raise ValueError(f'{what}: there are {count} devices')
+  if used < count and jax.process_count() > 1:
     raise ValueError(
-      f'mesh data={data} fsdp={fsdp} leaves devices of {count} unused, which '
-      'several processes cannot'
+      f'{what} leaves devices of {count} unused, which several processes cannot'
     )
-  return _mesh(data, fsdp, devices[: data * fsdp])
+  return _mesh(shape, devices[:used])
 
 
 def local_mesh():
   """Returns a mesh of the devices of this process, for work of its own."""
   devices = jax.local_devices()
-  return _mesh(len(devices), 1, devices)
+  return _mesh((len(devices), 1, 1), devices)
 
 
-def _mesh(data, fsdp, devices):
+def _mesh(shape, devices):
   # Auto: the compiler places what no rule here names.
-  auto = (jax.sharding.AxisType.Auto,) * 2
-  return jax.make_mesh((data, fsdp), AXES, axis_types=auto, devices=devices)
+  auto = (jax.sharding.AxisType.Auto,) * 3
+  axes = (*_BATCH, _ROWS)
+  return jax.make_mesh(shape, axes, axis_types=auto, devices=devices)
 
 
 def replicated(mesh):
@@ -52,8 +61,35 @@ def replicated(mesh):
 
 
 def of_batch(mesh):
-  """Returns the sharding of arrays [B, ...] over all devices."""
-  return NamedSharding(mesh, PartitionSpec(AXES))
+  """Returns the sharding of arrays [B, ...]: see `parts`."""
+  return NamedSharding(mesh, PartitionSpec(_BATCH))
+
+
+def parts(mesh):
+  """Returns into how many parts a batch is split."""
+  return mesh.shape['data'] * mesh.shape['fsdp']
+
+
+def share(mesh):
+  """Returns (index, count): which part of a batch this process reads.
+
+  Processes whose devices work on the same pictures read the same part.
+
+  Raises ValueError if their devices have only some pictures in common.
+  """
+  needed = {}  # Parts of the batch, by process.
+  groups = mesh.devices.reshape(parts(mesh), -1)
+  for part, devices in enumerate(groups):
+    for device in devices:
+      needed.setdefault(device.process_index, set()).add(part)
+  shares = list(dict.fromkeys(frozenset(needed[p]) for p in sorted(needed)))
+  if len({len(one) for one in shares}) > 1 or len(groups) < sum(
+    map(len, shares)
+  ):
+    raise ValueError(
+      f'mesh seq={mesh.shape[_ROWS]} does not fit the devices of a process'
+    )
+  return shares.index(frozenset(needed[jax.process_index()])), len(shares)
 
 
 def shapes(tree, shardings):
@@ -72,7 +108,7 @@ def shapes(tree, shardings):
 
 def round_up(mesh, count):
   """Returns the least batch size of `count` or more that all devices share."""
-  return -(-count // mesh.size) * mesh.size
+  return -(-count // parts(mesh)) * parts(mesh)
 
 
 def replicate(mesh, tree):
@@ -112,3 +148,52 @@ def to_devices(mesh, batch):
     name: jax.make_array_from_process_local_data(sharding, rows)
     for name, rows in batch.items()
   }
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitRows:
+  """An upsampler whose `apply` splits each picture over the mesh's `seq` axis.
+
+  Every device has some rows of all columns, and for attention along columns
+  some columns of all rows (`axial.turn`). All that happens within `shard_map`:
+  of a program for whole pictures the partitioner was seen to lose the sum of
+  gradients over `data`.
+
+  Raises ValueError if the model or its resolution cannot be split so.
+  """
+
+  model: Any
+  mesh: jax.sharding.Mesh
+
+  def __post_init__(self):
+    size = self.mesh.shape[_ROWS]
+    if not hasattr(self.model, 'seq_axis'):
+      raise ValueError(
+        f'mesh.seq is {size}, but a {type(self.model).__name__} cannot be '
+        'split by rows: take mesh.seq=1'
+      )
+    if any(length % size for length in self.model.resolution):
+      raise ValueError(
+        f'mesh.seq {size} does not divide the resolution '
+        f'{self.model.resolution}'
+      )
+
+  def apply(self, variables, gray, symbols, channel, train=False, rngs=None):
+    """Returns what the model's `apply` does, the logits [B, H, W, V] split."""
+    model = self.model.clone(seq_axis=_ROWS)
+
+    def of_device(variables, gray, symbols, channel, rngs):
+      place = jax.lax.axis_index(self.mesh.axis_names)
+      rngs = jax.tree.map(lambda key: jax.random.fold_in(key, place), rngs)
+      return model.apply(
+        variables, gray, symbols, channel, train=train, rngs=rngs
+      )
+
+    whole, batch = PartitionSpec(), PartitionSpec(_BATCH)
+    rows = PartitionSpec(_BATCH, _ROWS)
+    return jax.shard_map(
+      of_device,
+      mesh=self.mesh,
+      in_specs=(whole, rows, rows, batch, whole),
+      out_specs=(rows, whole),
+    )(variables, gray, symbols, channel, rngs)

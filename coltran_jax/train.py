@@ -135,10 +135,11 @@ def _loop(
   """Trains from `state` on; the arguments are those of `train_and_evaluate`."""
   config = one.config
   first = int(state.step)
-  hosts = {
-    'process_index': jax.process_index(),
-    'process_count': jax.process_count(),
-  }
+  hosts = dict(
+    zip(
+      ('process_index', 'process_count'), sharding.share(one.mesh), strict=True
+    )
+  )
   batches = input_pipeline.train_batches(
     source,
     sizes=tuple(config.data.sizes),

@@ -138,6 +138,9 @@ class Trainer:
     try:
       self.mesh = mesh or sharding.make_mesh(**config.mesh)
       self.model = models.build(config.name, config.model.to_dict())
+      self.split_model = self.model
+      if self.mesh.shape['seq'] > 1:
+        self.split_model = sharding.SplitRows(self.model, self.mesh)
       self.optimizer, self.schedule = train_state.make_optimizer(
         num_steps=config.num_steps, **config.optimizer
       )
@@ -154,7 +157,7 @@ class Trainer:
     whole, split = sharding.replicated(self.mesh), sharding.of_batch(self.mesh)
     self.train_step = jax.jit(
       make_train_step(
-        self.model,
+        self.split_model,
         self.loss,
         self.optimizer,
         config.ema_decay,
@@ -165,7 +168,7 @@ class Trainer:
       donate_argnums=0,
     )
     self.eval_step = jax.jit(
-      make_eval_step(self.model, self.loss), out_shardings=whole
+      make_eval_step(self.split_model, self.loss), out_shardings=whole
     )
 
   @functools.cached_property
@@ -179,7 +182,7 @@ class Trainer:
     return sharding.replicate(self.mesh, self._frozen)
 
   def _check(self):
-    config, devices = self.config, self.mesh.size
+    config, parts = self.config, sharding.parts(self.mesh)
     for key in _COUNTS:
       if config[key] < 1:
         raise ValueError(f'{key} must be 1 or more, not {config[key]}')
@@ -189,14 +192,14 @@ class Trainer:
       raise ValueError('seed must be 0 or more, data.min_crop in 0..1')
     if not config.data.sizes or min(config.data.sizes) < 1:
       raise ValueError('data.sizes must be sides in pixels')
-    for key, parts in (
-      ('batch_size', config.accumulate * devices),
-      ('eval_batch_size', devices),
+    for key, accumulate in (
+      ('batch_size', config.accumulate),
+      ('eval_batch_size', 1),
     ):
-      if config[key] % parts:
+      if config[key] % (accumulate * parts):
         raise ValueError(
-          f'{key} {config[key]} cannot be split over {devices} devices'
-          + (f' in {config.accumulate} parts' if parts != devices else '')
+          f'{key} {config[key]} cannot be split over {parts} devices'
+          + (f' in {accumulate} parts' if accumulate > 1 else '')
         )
     resolution = models.resolution(self.model)
     size = config.data.sizes[-1]

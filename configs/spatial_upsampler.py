@@ -67,6 +67,7 @@ def get_config(arg=''):
       'remat': False,
     },
     loss={'low_resolution': 64},
+    mesh={'data': -1, 'fsdp': 1, 'seq': 1},
     data={'sizes': (256,)},
     batch_size=32,
     eval_batch_size=32,

@@ -94,15 +94,15 @@ def test_six_steps_equal_the_recorded_ones(stage):
     assert len(paths) == len(jax.tree.leaves(tree))
 
 
-def gradients(stage, data=1, fsdp=1, **changes):
+def gradients(stage, data=1, fsdp=1, seq=1, **changes):
   """Gradients and metrics of a first step on a mesh."""
   trainer = training.trainer(
-    stage, mesh=sharding.make_mesh(data, fsdp), **changes
+    stage, mesh=sharding.make_mesh(data, fsdp, seq), **changes
   )
   batch = training.batch(trainer.config)
   run = jax.jit(
     trainers.make_gradients(
-      trainer.model, trainer.loss, trainer.config.accumulate
+      trainer.split_model, trainer.loss, trainer.config.accumulate
     ),
     compiler_options={'xla_backend_optimization_level': 0},  # Half the time.
   )
@@ -128,6 +128,33 @@ def test_gradients_on_every_mesh_equal_those_of_one_device(stage):
     actual, on_mesh = gradients(stage, *shape)
     assert distance(actual, expected) < 1e-6, shape
     np.testing.assert_allclose(on_mesh['loss'], metrics['loss'], rtol=1e-6)
+
+
+@pytest.mark.parametrize('shape', [(2, 1, 4), (1, 1, 8), (1, 2, 4)])
+def test_gradients_of_pictures_split_by_rows_equal_those_of_one_device(shape):
+  expected, metrics = alone('spatial_upsampler')
+  actual, on_mesh = gradients('spatial_upsampler', *shape)
+  assert distance(actual, expected) < 1e-6
+  np.testing.assert_allclose(on_mesh['loss'], metrics['loss'], rtol=1e-6)
+
+
+def test_no_device_has_more_than_its_lines_of_a_split_picture():
+  trainer = training.trainer(
+    'spatial_upsampler', mesh=sharding.make_mesh(1, 1, 8)
+  )
+  batch = training.batch(trainer.config)['image'][:1]
+  text = (
+    trainer.eval_step.lower(
+      training.first_state(trainer).variables,
+      {'image': batch, '_mask': np.ones(1, bool)},
+      {},
+    )
+    .compile()
+    .as_text()
+  )
+  assert 'all-to-all' in text
+  assert 'f32[1,16,2,32]' in text  # Columns: [B, H, W / 8, D].
+  assert 'f32[1,16,16,' not in text
 
 
 @pytest.mark.parametrize('stage', training.STAGES)
@@ -212,11 +239,30 @@ def test_padding_does_not_count_in_an_evaluation():
     ({'eval_pictures': 0}, 'eval_pictures'),
     ({'data__min_crop': 0.0}, 'min_crop'),
     ({'data__sizes': ()}, 'sizes'),
+    ({'mesh__seq': 8}, "no key 'mesh.seq'; there are data, fsdp"),
   ],
 )
 def test_a_config_that_cannot_be_trained_is_refused(changes, message):
   with pytest.raises(configuration.ConfigError, match=message):
     trainers.Trainer(training.config(**changes))
+
+
+@pytest.mark.parametrize(
+  'stage, changes, seq, message',
+  [
+    ('color_upsampler', {}, 8, 'a ColorUpsampler cannot be split by rows'),
+    (
+      'spatial_upsampler',
+      {'model__resolution': (12, 12), 'data__sizes': (12,)},
+      8,
+      r'seq 8 does not divide the resolution \(12, 12\)',
+    ),
+  ],
+)
+def test_what_cannot_be_split_by_rows_is_refused(stage, changes, seq, message):
+  mesh = sharding.make_mesh(seq=seq)
+  with pytest.raises(configuration.ConfigError, match=message):
+    trainers.Trainer(training.config(stage, **changes), mesh)
 
 
 def stopped_in_its_evaluation(*args):

@@ -1,5 +1,7 @@
 """Optimizers and averages against their formulas."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,10 +125,47 @@ def test_the_longest_axis_that_divides_is_sharded_and_small_arrays_are_not():
   assert tuple(specs['step']) == ()
 
 
-@pytest.mark.parametrize('axes', [{'data': 16}, {'fsdp': 3}, {'fsdp': 0}])
+@pytest.mark.parametrize(
+  'axes', [{'data': 16}, {'fsdp': 3}, {'fsdp': 0}, {'seq': 3}]
+)
 def test_a_mesh_that_the_devices_do_not_make_is_refused(axes):
   with pytest.raises(ValueError, match='there are 8 devices'):
     sharding.make_mesh(**axes)
+
+
+@pytest.mark.parametrize(
+  'shape, processes, shares',
+  [
+    ((4, 2, 1), 2, [(0, 2), (1, 2)]),
+    ((2, 1, 4), 2, [(0, 2), (1, 2)]),
+    ((1, 1, 8), 2, [(0, 1), (0, 1)]),
+    ((2, 1, 4), 4, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+    ((8, 1, 1), 1, [(0, 1)]),
+  ],
+)
+def test_processes_read_the_pictures_that_their_devices_work_on(
+  shape, processes, shares, monkeypatch
+):
+  mesh = sharding.make_mesh(*shape)
+  owner = np.arange(8) * processes // 8
+  devices = [types.SimpleNamespace(process_index=i) for i in owner]
+  stand_in = types.SimpleNamespace(
+    devices=np.array(devices).reshape(shape), shape=mesh.shape
+  )
+  for process, expected in enumerate(shares):
+    monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
+    assert sharding.share(stand_in) == expected
+
+
+def test_a_process_with_a_part_of_another_s_pictures_is_refused():
+  owners = np.array([0, 0, 0, 1, 1, 1, 2, 2])
+  devices = [types.SimpleNamespace(process_index=i) for i in owners]
+  stand_in = types.SimpleNamespace(
+    devices=np.array(devices).reshape(4, 1, 2),
+    shape={'data': 4, 'fsdp': 1, 'seq': 2},
+  )
+  with pytest.raises(ValueError, match='does not fit the devices'):
+    sharding.share(stand_in)
 
 
 def test_a_state_on_an_fsdp_mesh_is_born_sharded():

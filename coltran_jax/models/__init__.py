@@ -72,7 +72,9 @@ def arguments_of(model):
 
 
 def _fields(model):
-  return [f for f in model.__dataclass_fields__ if f not in ('parent', 'name')]
+  # flax's own, and where a program runs, which is not the model's.
+  others = ('parent', 'name', 'seq_axis')
+  return [f for f in model.__dataclass_fields__ if f not in others]
 
 
 def resolution(model):

@@ -252,6 +252,17 @@ class AxialBlock(nn.Module):
     return (norms[name],) if self.conditioning.norm else ()
 
 
+def turn(x, axis, seq_axis):
+  """Returns x [B, H, W, D] with all of the lines that attention mixes.
+
+  Within `shard_map` over the mesh axis `seq_axis` a device has some rows of all
+  columns before and after a row block ('row'), and some columns of all rows
+  around a column block ('column').
+  """
+  split, join = (2, 1) if axis == 'column' else (1, 2)
+  return jax.lax.all_to_all(x, seq_axis, split, join, tiled=True)
+
+
 def block_class(remat):
   """Returns AxialBlock; with remat, backward recomputes what is inside it.
 
@@ -270,6 +281,9 @@ class AxialEncoder(nn.Module):
   `chunk`: rows (columns) that a row (column) block works on at a time, None
   for all at once. It bounds the memory of inference and keeps a chunk in the
   cache; the numbers stay the same.
+
+  `seq_axis`: the mesh axis that splits rows, within `shard_map`; see `turn`.
+  Then x is [B, H / devices, W, D], and so is what is returned.
   """
 
   features: int
@@ -280,13 +294,14 @@ class AxialEncoder(nn.Module):
   dropout: float = 0.0
   chunk: int | None = None
   remat: bool = False
+  seq_axis: str | None = None
   dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, x, train=False):
     """Returns [B, H, W, D] of embeddings x [B, H, W, D]."""
     position = layers.PositionEmbedding(
-      self.resolution, self.features, name='position'
+      self.resolution, self.features, self.seq_axis, name='position'
     )()
     x = x + position[None].astype(x.dtype)
     for layer in range(self.num_layers):
@@ -301,10 +316,13 @@ class AxialEncoder(nn.Module):
           dtype=self.dtype,
           name=f'{axis}_block_{layer}',
         )
+        turned = self.seq_axis and axis == 'column'
+        x = turn(x, 'column', self.seq_axis) if turned else x
         if self.chunk is None:
           x = block(x, None, None, train)
         else:
           x = _in_chunks(block, x, 1 if axis == 'row' else 2, self.chunk, train)
+        x = turn(x, 'row', self.seq_axis) if turned else x
     return x
 
 

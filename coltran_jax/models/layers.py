@@ -51,10 +51,15 @@ class LayerNorm(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
-  """Holds one embedding a row plus one a column; the call returns [H, W, D]."""
+  """Holds one embedding a row plus one a column; the call returns [H, W, D].
+
+  seq_axis: a mesh axis that splits rows within `shard_map`; the call returns
+  those of the device.
+  """
 
   resolution: tuple[int, int]
   features: int
+  seq_axis: str | None = None
 
   @nn.compact
   def __call__(self):
@@ -62,6 +67,10 @@ class PositionEmbedding(nn.Module):
     init = nn.initializers.normal(self.features**-0.5)
     rows = self.param('rows', init, (height, 1, self.features))
     columns = self.param('columns', init, (width, self.features))
+    if self.seq_axis:
+      count = height // jax.lax.axis_size(self.seq_axis)
+      start = count * jax.lax.axis_index(self.seq_axis)
+      rows = jax.lax.dynamic_slice_in_dim(rows, start, count)
     return rows + columns[None]
 
 

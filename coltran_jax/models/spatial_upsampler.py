@@ -13,7 +13,8 @@ class SpatialUpsampler(nn.Module):
   """Predicts all levels of one channel in parallel, given its blurry ones.
 
   Defaults are the paper's. `chunk` bounds memory, see `axial.AxialEncoder`;
-  `remat` that of training, see `axial.block_class`.
+  `remat` that of training, see `axial.block_class`; `seq_axis` splits pictures
+  over devices, see `sharding.SplitRows`.
   """
 
   resolution: tuple[int, int] = (256, 256)
@@ -24,6 +25,7 @@ class SpatialUpsampler(nn.Module):
   dropout: float = 0.0
   chunk: int | None = None
   remat: bool = False
+  seq_axis: str | None = None
   dtype: str = 'float32'
 
   @nn.compact
@@ -45,6 +47,7 @@ class SpatialUpsampler(nn.Module):
       dropout=self.dropout,
       chunk=self.chunk,
       remat=self.remat,
+      seq_axis=self.seq_axis,
       dtype=self.dtype,
       name='encoder',
     )(x, train=train)
