@@ -181,6 +181,7 @@ def _loop(
 
   if notes['due']:  # Stopped before it could look at its results.
     look(first)
+  rng, frozen = one.rng, one.frozen  # Moved to the devices here, if not yet.
   tracing = first + 2 if profile and first + 2 <= config.num_steps else None
   for step in range(first + 1, config.num_steps + 1):
     if step == tracing:
@@ -188,7 +189,7 @@ def _loop(
       jax.profiler.start_trace(run.path / 'profile')
     batch = sharding.to_devices(one.mesh, next(batches))
     with jax.transfer_guard('disallow'):
-      state, measured = train_step(state, batch, one.rng, one.frozen)
+      state, measured = train_step(state, batch, rng, frozen)
     metrics.add(step, measured)
     if log:
       log.advance()
