@@ -84,7 +84,8 @@ def add_sampling(parser):
     '--sampler',
     choices=('exact', 'reference'),
     default='exact',
-    help="'reference' repeats the published sampler (default: exact)",
+    help="'reference' repeats the published sampler and upsampling (default: "
+    'exact)',
   )
   parser.add_argument(
     '--fast',

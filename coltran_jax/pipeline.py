@@ -134,7 +134,7 @@ class Colorizer:
       seed: sample i of a photo depends on seed and i, on no other photo.
       temperature: of the coarse colours; 0 = the most probable at each pixel.
       size: 'original' or 256, see `__call__`.
-      sampler: 'exact' or 'reference', see `sampling.sample`.
+      sampler: 'exact' or 'reference', see `sampling.sample`, `.upsample`.
       fast: leave out stage three: its detail is the photo's own anyway.
       guide: a `hints.Guide`, or None; needs size='original'.
       uncertainty: also give the entropy.
@@ -232,7 +232,7 @@ class Colorizer:
       entropy = sampling.entropy(
         sample.logits if prior is None else sample.logits + prior
       )
-    coarse, low, full = self.refine(sample.codes, gray, gray_full)
+    coarse, low, full = self.refine(sample.codes, gray, gray_full, sampler)
     return Stages(
       coarse=coarse,
       low=low,
@@ -241,21 +241,25 @@ class Colorizer:
       entropy=entropy,
     )
 
-  def refine(self, codes, gray, gray_full=None):
+  def refine(self, codes, gray, gray_full=None, sampler='exact'):
     """Returns (coarse, low, full) as in `Stages`, of codes int [B, h, w].
 
-    gray, gray_full: as of `run`.
+    gray, gray_full, sampler: as of `run`.
     """
     symbols = color.codes_to_symbols(codes)
-    low = sampling.upsample(*self.stages['color_upsampler'], gray, symbols)
-    low = np.asarray(low)
+    low = np.asarray(
+      sampling.upsample(*self.stages['color_upsampler'], gray, symbols, sampler)
+    )
     full = None
     if gray_full is not None:
       size = gray_full.shape[1:]
       blurry = np.stack([image.resize(one, *size) for one in low])
       full = np.asarray(
         sampling.upsample(
-          *self.stages['spatial_upsampler'], gray_full, blurry.astype(np.int32)
+          *self.stages['spatial_upsampler'],
+          gray_full,
+          blurry.astype(np.int32),
+          sampler,
         )
       )
     return np.asarray(color.from_symbols(symbols)), low, full

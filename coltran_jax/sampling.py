@@ -184,8 +184,8 @@ def _sample_tiles(
   return run(params, temperature, gray, key_data, counts, prior)
 
 
-def upsample(model, params, gray, symbols):
-  """Returns the most probable picture, uint8 [B, H, W, 3], of an upsampler.
+def upsample(model, params, gray, symbols, mode='exact'):
+  """Returns the picture, uint8 [B, H, W, 3], that an upsampler predicts.
 
   Args:
     model: a color or spatial upsampler.
@@ -193,22 +193,31 @@ def upsample(model, params, gray, symbols):
     gray: int [B, H, W], 0..255.
     symbols: int [B, H, W, 3]: 3-bit for the color upsampler, 8-bit levels of
       the blurry picture for the spatial one.
+    mode: 'exact' gives the mean level, whose expected squared error is least.
+      'reference' gives the most probable one, as was published: where the model
+      is not sure of a colour, that tends to gray.
 
   One picture and channel at a time: no more memory for many, and the same
   program whatever the batch.
   """
-  one = functools.partial(_upsample_one, params, model=model)
+  one = functools.partial(_upsample_one, params, model=model, mode=mode)
   return jnp.stack([one(*xs) for xs in zip(gray, symbols, strict=True)])
 
 
-@functools.partial(jax.jit, static_argnames='model')
-def _upsample_one(params, gray, symbols, *, model):
+@functools.partial(jax.jit, static_argnames=('model', 'mode'))
+def _upsample_one(params, gray, symbols, *, model, mode):
   def one_channel(xs):
     symbols, channel = xs
     logits, _ = model.apply(
       {'params': params}, gray[None], symbols[None], channel[None]
     )
-    return jnp.argmax(logits[0], axis=-1).astype(jnp.uint8)
+    if mode == 'reference':
+      levels = jnp.argmax(logits[0], axis=-1)
+    else:
+      # A sum: as a product a TPU would round the levels to bfloat16.
+      p = jax.nn.softmax(logits[0].astype(jnp.float32))
+      levels = jnp.rint((p * jnp.arange(256.0)[None, None]).sum(axis=-1))
+    return levels.astype(jnp.uint8)
 
   channels = (jnp.moveaxis(symbols, -1, 0), jnp.arange(3))
   return jnp.moveaxis(jax.lax.map(one_channel, channels), 0, -1)
