@@ -135,22 +135,27 @@ def square(array, size):
   return resize(array[top : top + side, left : left + side], size, size)
 
 
-def fit(array, size):
-  """The whole picture in a square, and its place there.
+def fit(array, size, multiple=None):
+  """The whole picture in a square or a little more than itself, and its place.
 
   Args:
     array: uint8 [H, W(, C)].
-    size: side of the square in pixels.
+    size: of the long side, in pixels.
+    multiple: of both sides; None makes a square.
 
   Returns:
-    (uint8 [size, size(, C)], (top, left, height, width)): the picture, scaled
-    by area until its long side is `size`, centred and mirrored beyond its
-    edges; and the box that holds it, for `crop`.
+    (uint8 [h, w(, C)], (top, left, height, width)): the picture, scaled by area
+    until its long side is `size`, centred and mirrored beyond its edges; and
+    the box that holds it, for `crop`.
   """
   scale = size / max(array.shape[:2])
   height, width = (max(1, round(side * scale)) for side in array.shape[:2])
-  top, left = (size - height) // 2, (size - width) // 2
-  pad = [(top, size - height - top), (left, size - width - left)]
+  tall, wide = (
+    -(-side // (multiple or size)) * (multiple or size)
+    for side in (height, width)
+  )
+  top, left = (tall - height) // 2, (wide - width) // 2
+  pad = [(top, tall - height - top), (left, wide - width - left)]
   pad += [(0, 0)] * (array.ndim - 2)
   padded = np.pad(resize(array, height, width), pad, mode='reflect')
   return padded, (top, left, height, width)

@@ -123,10 +123,7 @@ class Colorizer:
     """
     if size not in SIZES:
       raise ValueError(f'size must be one of {SIZES}, not {size!r}')
-    if num_samples < 1:
-      raise ValueError(f'num_samples must be 1 or more, not {num_samples}')
-    if not 0 <= seed < 1 << 32:  # jax would take it modulo 2^32.
-      raise ValueError(f'seed must be 0 to {(1 << 32) - 1}, not {seed}')
+    keys = sample_keys(seed, num_samples)
     if fast and size != 'original':
       raise ValueError("fast needs size='original'")
     if not fast and 'spatial_upsampler' not in self.stages:
@@ -142,14 +139,9 @@ class Colorizer:
       else:
         picture, box = image.square(pixels, side), None
       low = image.square(picture, self._side('colorizer'))
-    # One key a picture: the seed and the sample's index, nothing else.
-    key = jax.random.key(seed)
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(
-      np.arange(num_samples)
-    )
     stages = self.run(
-      np.repeat(_gray(low)[None], num_samples, axis=0),
-      None if fast else np.repeat(_gray(picture)[None], num_samples, axis=0),
+      np.repeat(gray(low)[None], num_samples, axis=0),
+      None if fast else np.repeat(gray(picture)[None], num_samples, axis=0),
       keys,
       temperature,
       sampler,
@@ -243,6 +235,19 @@ def load_stage(directory, stage):
   return model, params
 
 
+def sample_keys(seed, num_samples):
+  """Returns one key a picture: of the seed and its index, nothing else.
+
+  Raises ValueError if either makes no sense.
+  """
+  if num_samples < 1:
+    raise ValueError(f'num_samples must be 1 or more, not {num_samples}')
+  if not 0 <= seed < 1 << 32:  # jax would take it modulo 2^32.
+    raise ValueError(f'seed must be 0 to {(1 << 32) - 1}, not {seed}')
+  key = jax.random.key(seed)
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(np.arange(num_samples))
+
+
 def like(read, size):
   """Returns the Photo that a result takes alpha, profile and such from.
 
@@ -292,7 +297,7 @@ def _check_resolutions(directory, stages):
     )
 
 
-def _gray(pixels):
+def gray(pixels):
   """Returns int32 [H, W] gray levels of uint8 [H, W, 1 or 3]."""
   if pixels.shape[-1] == 1:
     return pixels[..., 0].astype(np.int32)
