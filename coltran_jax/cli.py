@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 
-from coltran_jax import cli_evaluate, command
+from coltran_jax import cli_diffusion, cli_evaluate, command
 
 _DATA_SETS = ('folder', 'sports', 'imagenet2012')
 _log = logging.getLogger('coltran')
@@ -70,10 +70,11 @@ def _parser():
   )
   add.add_argument(
     '--model',
-    choices=('coltran', 'cnn'),
+    choices=('coltran', 'cnn', 'controlnet'),
     default='coltran',
-    help="'cnn' is the baseline: one coloring a photo, no --temperature, "
-    '--sampler or --fast (default: coltran)',
+    help="'cnn' is the baseline: one coloring a photo; 'controlnet' is Stable "
+    'Diffusion, see below; --temperature, --sampler and --fast are for '
+    "'coltran' (default: coltran)",
   )
   command.add_sampling(add)
   add.add_argument(
@@ -106,6 +107,7 @@ def _parser():
   add.add_argument(
     '-q', '--quiet', action='store_true', help='warnings and errors only'
   )
+  cli_diffusion.add_options(add)
   add.set_defaults(run=_colorize)
 
   add = commands.add_parser(
@@ -209,6 +211,7 @@ def _parser():
   add.add_argument('-q', '--quiet', action='store_true', help='errors only')
   add.set_defaults(run=_export)
 
+  cli_diffusion.add(commands)
   cli_evaluate.add(commands)
   return parser
 
@@ -373,8 +376,12 @@ def _colorize(args):
     )
   if not args.weights:
     return command.fail(
-      'no weights: give --weights DIR (made by `coltran convert` from the '
-      'published checkpoints)',
+      'no weights: give --weights DIR, '
+      + (
+        'a folder of Stable Diffusion in the layout of diffusers'
+        if args.model == 'controlnet'
+        else 'made by `coltran convert` from the published checkpoints'
+      ),
       command.EXIT_WEIGHTS,
     )
   try:
@@ -404,6 +411,9 @@ def _colorize(args):
     if args.model == 'cnn':
       colorizer = cnn_pipeline.CNNColorizer.from_pretrained(args.weights)
       options = {'size': size}
+    elif args.model == 'controlnet':
+      colorizer, options = cli_diffusion.colorizer(args, args.weights)
+      options['size'] = size
     else:
       colorizer = pipeline.Colorizer.from_pretrained(
         args.weights, fast=args.fast, chunk=args.chunk
@@ -411,6 +421,8 @@ def _colorize(args):
       options = {'size': size, **command.sampling_options(args)}
   except checkpoint.CheckpointError as error:
     return command.fail(error, command.EXIT_WEIGHTS)
+  except cli_diffusion.OptionError as error:
+    return command.fail(error, command.EXIT_USAGE)
   failed = batch.run(colorizer, jobs, options, resume=args.resume)
   if args.before_after:
     try:

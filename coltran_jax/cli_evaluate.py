@@ -1,9 +1,10 @@
 """The command `coltran evaluate`: parse, then measure."""
 
+import functools
 import logging
 import os
 
-from coltran_jax import command
+from coltran_jax import cli_diffusion, command
 
 _log = logging.getLogger('coltran')
 
@@ -44,7 +45,8 @@ def add(commands):
     required=True,
     nargs='+',
     metavar='NAME|DIR',
-    help='checkpoint directories; each is a row of the table',
+    help='checkpoint directories; each is a row of the table. So are folders '
+    'of Stable Diffusion, with --controlnet',
   )
   model.add_argument('--data', default='sports', metavar='NAME')
   model.add_argument('--split', default='valid')
@@ -64,6 +66,7 @@ def add(commands):
     metavar='K',
     help='take every K-th picture only',
   )
+  cli_diffusion.add_options(model)
   model.set_defaults(run=_model, huge_pages=True)
 
   five = parts.add_parser(
@@ -136,13 +139,15 @@ def _model(args):
     networks = _networks(args)  # Before hours of coloring, not after.
     split = sources.open_split(args.data, args.data_dir, args.split)
     options = command.sampling_options(args)
-    methods = colorings.methods(args.weights, options)
+    methods = colorings.methods(
+      args.weights, options, functools.partial(cli_diffusion.colorizer, args)
+    )
     folder = args.output
     bits = colorings.make(
       colorings.Every(split, args.every),
       folder,
       methods,
-      options,
+      options | cli_diffusion.given(args),
       args.protocol,
       args.size,
     )
@@ -217,7 +222,7 @@ def _reported(run):
     run()
   except checkpoint.CheckpointError as error:
     return command.fail(error, command.EXIT_WEIGHTS)
-  except colorings.OptionsError as error:
+  except (colorings.OptionsError, cli_diffusion.OptionError) as error:
     return command.fail(error, command.EXIT_USAGE)
   # ValueError: of names that do not match, photos, data sets, and settings.
   except (ValueError, OSError) as error:

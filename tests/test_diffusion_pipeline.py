@@ -18,11 +18,12 @@ from coltran_jax.diffusion import (
   folder,
   generation,
   parts,
+  prompts,
   schedulers,
   weights,
 )
 
-pytestmark = pytest.mark.usefixtures('no_cache')
+pytestmark = pytest.mark.usefixtures('no_cache', 'quick_programs')
 FLOAT = np.float32
 COFFEE = skimage.data.coffee()[:300, :500]
 QUICK = {'steps': 2}
@@ -56,11 +57,9 @@ def generate(pipe, recorded):
   found = parts.find(pipe, pipe / 'controlnet')
   noise, tokens = parts.texts(pipe, found['text_encoder'].module)
   params = {kind: weights.load(one) for kind, one in found.items()}
+  texts = prompts.Prompts(found.pop('text_encoder'), tokens, jax.device_put)
+  context = texts(*(str(recorded['prompts'][i]) for i in (1, 0)))
   networks = generation.Networks(**{k: one.module for k, one in found.items()})
-  context = networks.text_encoder.apply(
-    {'params': params['text_encoder']},
-    np.stack([tokens(str(recorded['prompts'][i]))[0] for i in (1, 0)]),
-  )
   run = jax.jit(functools.partial(generation.generate, networks))
 
   def generated(
@@ -257,8 +256,8 @@ def test_folders_that_do_not_belong_together_are_refused(copy, pipe, tmp_path):
   change(copy / 'controlnet/config.json', layers_per_block=2)
   refused('do not belong together')
   shutil.copy(pipe / 'controlnet/config.json', copy / 'controlnet')
-  change(copy / 'text_encoder/config.json', vocab_size=500)
-  refused('the tokenizer has 522 tokens')
+  change(copy / 'tokenizer/vocab.json', extra=522)
+  refused('the tokenizer has 523 tokens')
   (copy / 'text_encoder_2').mkdir()
   refused('XL is not supported; use')
   with pytest.raises(folder.WeightsError, match='is no folder'):

@@ -43,7 +43,7 @@ ROWS = [
     *('sampling_tile', 'convert.reference', 'export', 'trainer'),
     *('diffusion.weights', 'diffusion.generation'),
   },
-  {'sampling', 'convert.cnn', 'diffusion.parts'},
+  {'sampling', 'convert.cnn', 'diffusion.parts', 'diffusion.prompts'},
   {
     'diffusion.pipeline',
     'pipeline',
@@ -52,7 +52,7 @@ ROWS = [
     'convert.tf_checkpoint',
   },
   {'convert', 'batch', 'train', 'cnn_pipeline', 'diffusion_pipeline'},
-  {'evaluation.colorings'},
+  {'evaluation.colorings', 'cli_diffusion'},
   {'cli_evaluate'},
   {'cli', ''},
 ]

@@ -16,7 +16,6 @@ from coltran_jax.diffusion import (
   canny,
   controlnet,
   schedulers,
-  text_encoder,
   unet,
   vae,
 )
@@ -24,12 +23,11 @@ from coltran_jax.diffusion import (
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-  """The four modules."""
+  """The modules that work on pictures."""
 
   unet: unet.UNet
   controlnet: controlnet.ControlNet
   vae: vae.VAE
-  text_encoder: text_encoder.TextEncoder
 
   @property
   def multiple(self):

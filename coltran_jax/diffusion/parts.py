@@ -1,5 +1,7 @@
-"""The folders of a whole system: found and held against each other."""
+"""The folders of a whole system: found, held against each other, reported on."""
 
+import dataclasses
+import math
 import pathlib
 
 from coltran_jax.diffusion import (
@@ -18,8 +20,8 @@ _EXACT = ('vae', 'text_encoder')
 def find(folder, controlnet, dtype='float32', attention='auto'):
   """Returns {kind: `weights.Network`} of the four; reads no tensors.
 
-  Raises WeightsError if one is missing or not supported, or if they do not
-  belong together.
+  Raises WeightsError if one is missing, damaged or not supported, or if they do
+  not belong together.
   """
   folder = pathlib.Path(folder)
   check_family(folder)
@@ -56,6 +58,8 @@ def find(folder, controlnet, dtype='float32', attention='auto'):
       f'as large as latents, with {condition.shape[-1]} channels; '
       f'{folder / "unet"} has blocks of {one}: they do not belong together'
     )
+  for network in found.values():
+    weights.check(network)
   return found
 
 
@@ -87,3 +91,72 @@ def texts(folder, encoder):
       f'{encoder.vocabulary}; they do not belong together'
     )
   return noise, made
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What `report` found.
+
+  lines: what is there. problems: what is wrong, a line each; none if all is
+  well.
+  """
+
+  lines: tuple[str, ...]
+  problems: tuple[str, ...]
+
+
+def report(folder):
+  """Returns the `Report` of a folder: Stable Diffusion's, or a ControlNet's.
+
+  Reads names and shapes of tensors, not the tensors.
+  """
+  folder = pathlib.Path(folder)
+  lines, problems, found = [], [], {}
+  alone = (folder / 'config.json').exists()  # A ControlNet has no more.
+  try:
+    check_family(folder)
+  except folder_lib.WeightsError as error:
+    return Report((), (str(error),))
+  for kind in architectures.KINDS:
+    if (kind == 'controlnet') != alone:
+      continue
+    try:
+      network = weights.find(folder if alone else folder / kind, kind)
+      wrong = weights.problems(network)
+    except folder_lib.WeightsError as error:
+      problems.append(str(error))
+      continue
+    found[kind] = network
+    all = network.parameters
+    lines.append(
+      f'{kind}: {len(all) - len(wrong.keys() & all)} of {len(all)} tensors '
+      f'match, {network.size:,} parameters'
+    )
+    problems += [f'{network.file}: {one}' for one in wrong.values()]
+  if 'text_encoder' in found:
+    try:
+      noise, tokens = texts(folder, found['text_encoder'].module)
+      steps = len(noise.alphas_squared)
+      lines.append(f'scheduler: predicts noise (epsilon), {steps} timesteps')
+      lines.append(f'tokenizer: {tokens.size} tokens')
+    except folder_lib.WeightsError as error:
+      problems.append(str(error))
+  if found:
+    lines.append(_memory(found))
+  return Report(tuple(lines), tuple(problems))
+
+
+def _memory(found):
+  """What the weights of networks take, in a line."""
+  full = 4 * sum(network.size for network in found.values())
+  halved = sum(
+    2 * math.prod(shape)
+    for kind, network in found.items()
+    if kind not in _EXACT
+    for _, shape in network.parameters.values()
+    if len(shape) > 1
+  )
+  return (
+    f'memory of the weights: {full / 1e9:.2f} GB, with --dtype bfloat16 '
+    f'{(full - halved) / 1e9:.2f} GB'
+  )

@@ -6,16 +6,14 @@ UNet through the ControlNet. Axes: B batch, H height, W width.
 """
 
 import functools
-import logging
 
 import jax
 import numpy as np
 
 from coltran_jax import sharding
-from coltran_jax.diffusion import generation, parts, schedulers
+from coltran_jax.diffusion import generation, parts, prompts, schedulers
 from coltran_jax.diffusion import weights as weights_lib
 
-_log = logging.getLogger('coltran')
 # Of the study, for want of real weights to find better ones with.
 PROMPT = 'add color to this image, portrait, high quality'
 NEGATIVE_PROMPT = 'black and white, cartoon, low quality'
@@ -30,16 +28,10 @@ class Pipeline:
     side: of the pictures that the UNet was trained on, in pixels.
   """
 
-  def __init__(self, networks, params, tokenizer, noise, side, mesh):
+  def __init__(self, networks, params, prompts, noise, side, mesh):
     self.networks, self.side = networks, side
     self._params, self._mesh = params, mesh
-    self._tokenizer, self._noise = tokenizer, noise
-
-    @jax.jit
-    def encode(params, tokens):
-      return networks.text_encoder.apply({'params': params}, tokens)
-
-    self._encode = encode
+    self._prompts, self._noise = prompts, noise
 
   @classmethod
   def from_pretrained(
@@ -61,12 +53,13 @@ class Pipeline:
     noise, tokenizer = parts.texts(weights, found['text_encoder'].module)
     mesh = mesh or sharding.make_mesh()
     put = functools.partial(jax.device_put, device=sharding.replicated(mesh))
+    encode = prompts.Prompts(found.pop('text_encoder'), tokenizer, put)
     params = {kind: weights_lib.load(one, put) for kind, one in found.items()}
     networks = generation.Networks(
       **{kind: one.module for kind, one in found.items()}
     )
     side = found['unet'].module.sample_size * networks.vae.multiple
-    return cls(networks, params, tokenizer, noise, side, mesh)
+    return cls(networks, params, encode, noise, side, mesh)
 
   def run(
     self,
@@ -108,24 +101,21 @@ class Pipeline:
         f'{gray.shape[2]}x{gray.shape[1]}'
       )
     table = self.table(strength, steps, sampler, study)
-    texts = [negative_prompt, prompt] if guidance > 1 else [prompt]
+    texts = (negative_prompt, prompt) if guidance > 1 else (prompt,)
     shared = (
       table,
-      self._encode(self._params['text_encoder'], self._tokens(texts)),
+      self._prompts(*texts),
       np.float32(guidance),
       np.float32(scale),
     )
     count = len(gray)
     # The last picture again, until all devices have as many.
     rows = np.arange(sharding.round_up(self._mesh, count)).clip(max=count - 1)
-    params = {
-      kind: of for kind, of in self._params.items() if kind != 'text_encoder'
-    }
     made = generation.generate_batch(
       self.networks,
       self._mesh,
       not study,
-      params,
+      self._params,
       shared,
       gray[rows],
       keys[rows],
@@ -143,17 +133,3 @@ class Pipeline:
     return schedulers.table(
       self._noise, sampler, steps, 1.0 if study else strength
     )
-
-  def _tokens(self, texts):
-    rows = []
-    for text in texts:
-      row, cut = self._tokenizer(text)
-      if cut:
-        _log.warning(
-          'the prompt %r... is too long: what follows its first %d tokens is '
-          'left out',
-          text[:40],
-          self._tokenizer.length - 2,
-        )
-      rows.append(row)
-    return np.stack(rows)

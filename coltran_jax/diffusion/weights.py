@@ -131,6 +131,12 @@ def problems(network):
     return _problems(network, tensors)
 
 
+def check(network):
+  """Raises WeightsError unless all tensors of a network fit; reads none."""
+  with _open(network.file) as tensors:
+    _raise_for(network, tensors)
+
+
 def load(network, put=jax.device_put):
   """Returns the parameters of a network, in the dtype of its products.
 
@@ -149,20 +155,23 @@ def load(network, put=jax.device_put):
   dtype = jnp.dtype(dtype or network.module.architecture.dtype)
   flat = {}
   with _open(network.file) as tensors:
-    found = _problems(network, tensors)
-    if found:
-      more = len(found) - _SHOWN
-      shown = list(found.values())[:_SHOWN]
-      raise folder_lib.WeightsError(
-        f'{network.file} does not fit its config.json: '
-        + '; '.join(shown)
-        + (f'; and {more} more' if more > 0 else '')
-      )
+    _raise_for(network, tensors)
     for name, (_, _, read) in tensors.items():
       path, shape = network.parameters[name]
       array = _from_torch(path, np.asarray(read()))
       flat[path] = put(array.astype(dtype if len(shape) > 1 else np.float32))
   return flax.traverse_util.unflatten_dict(flat)
+
+
+def _raise_for(network, tensors):
+  found = _problems(network, tensors)
+  if found:
+    more = len(found) - _SHOWN
+    raise folder_lib.WeightsError(
+      f'{network.file} does not fit its config.json: '
+      + '; '.join(list(found.values())[:_SHOWN])
+      + (f'; and {more} more' if more > 0 else '')
+    )
 
 
 def _problems(network, tensors):
