@@ -328,7 +328,7 @@ def _do(colorizer, job, options):
   if job.uncertainty:
     made += f', {_write_uncertainty(job.uncertainty, colorings, like)}'
   _log.info('%s -> %s', job.name, made)
-  if job.sheet:
+  if job.sheet and colorings[0].bits_per_dim is not None:
     bits = (f'{bits:.3f} ({i})' for i, bits in sheets.ranked(colorings))
     _log.info('%s: bits/dim, most likely first: %s', job.name, ', '.join(bits))
 

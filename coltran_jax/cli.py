@@ -6,7 +6,13 @@ import os
 import pathlib
 import sys
 
-from coltran_jax import cli_aot, cli_colorize, cli_evaluate, command
+from coltran_jax import (
+  cli_aot,
+  cli_colorize,
+  cli_diffusion,
+  cli_evaluate,
+  command,
+)
 
 _DATA_SETS = ('folder', 'sports', 'imagenet2012')
 _log = logging.getLogger('coltran')
@@ -151,6 +157,7 @@ def _parser():
   add.add_argument('-q', '--quiet', action='store_true', help='errors only')
   add.set_defaults(run=_export)
 
+  cli_diffusion.add(commands)
   cli_evaluate.add(commands)
   cli_aot.add(commands)
   return parser

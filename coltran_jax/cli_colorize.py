@@ -3,7 +3,7 @@
 import os
 import sys
 
-from coltran_jax import command
+from coltran_jax import cli_diffusion, command
 
 
 def add(commands):
@@ -24,11 +24,11 @@ def add(commands):
   command.add_weights(add)
   add.add_argument(
     '--model',
-    choices=('coltran', 'cnn'),
+    choices=('coltran', 'cnn', 'controlnet'),
     default='coltran',
-    help="'cnn' is the baseline: one coloring a photo, no --temperature, "
-    '--sampler or --fast; its own weights in this package are cnn-sports '
-    '(default: coltran)',
+    help="'cnn' is the baseline: one coloring a photo; its own weights in this "
+    "package are cnn-sports. 'controlnet' is Stable Diffusion, see below. "
+    "--temperature, --sampler and --fast are for 'coltran' (default: coltran)",
   )
   command.add_sampling(add)
   _add_guide(add)
@@ -63,6 +63,7 @@ def add(commands):
   add.add_argument(
     '-q', '--quiet', action='store_true', help='warnings and errors only'
   )
+  cli_diffusion.add_options(add)
   add.set_defaults(run=_run)
 
 
@@ -110,8 +111,10 @@ def _misfit(args):
     return '--mask and --keep go together'
   if args.model == 'cnn' and args.num_samples > 1:
     return 'the CNN has one coloring a photo: leave out -n'
-  if args.model == 'cnn' and (guided or args.uncertainty):
-    return 'the CNN takes no hints or mask, and knows no --uncertainty'
+  if args.model != 'coltran' and (guided or args.uncertainty):
+    return (
+      f'--model {args.model} takes no hints or mask, and knows no --uncertainty'
+    )
   return None
 
 
@@ -141,6 +144,32 @@ def _guide(args, jobs):
     return hints.read(args.hint, args.hints, args.mask, args.keep)
   except batch.PhotoError as error:
     raise batch.UsageError(str(error)) from error
+
+
+def _colorizer(args, size, guide):
+  """Returns (what colors photos, the options of its `draw`).
+
+  Raises CheckpointError, or cli_diffusion.OptionError.
+  """
+  from coltran_jax import checkpoint, cnn_pipeline, pipeline
+
+  options = {'size': size}
+  if args.model == 'controlnet':
+    if not args.weights:
+      raise checkpoint.CheckpointError(
+        'no weights: give --weights DIR, a folder of Stable Diffusion in the '
+        'layout of diffusers'
+      )
+    colorizer, more = cli_diffusion.colorizer(args, args.weights)
+    return colorizer, options | more
+  if args.model == 'cnn':
+    weights = args.weights or 'cnn-sports'
+    return cnn_pipeline.CNNColorizer.from_pretrained(weights), options
+  colorizer = pipeline.Colorizer.from_pretrained(
+    args.weights or command.DEFAULT_WEIGHTS, fast=args.fast, chunk=args.chunk
+  )
+  options |= {'guide': guide, 'uncertainty': args.uncertainty}
+  return colorizer, options | command.sampling_options(args)
 
 
 def _run(args):
@@ -173,7 +202,7 @@ def _run(args):
 
   import jax
 
-  from coltran_jax import checkpoint, cnn_pipeline, pipeline
+  from coltran_jax import checkpoint
 
   command.keep_programs(jax)
   try:
@@ -188,25 +217,12 @@ def _run(args):
     )
   jobs = batch.share(jobs, process_id, num_processes)
   size = args.size if args.size == 'original' else int(args.size)
-  weights = args.weights or (
-    'cnn-sports' if args.model == 'cnn' else command.DEFAULT_WEIGHTS
-  )
   try:
-    if args.model == 'cnn':
-      colorizer = cnn_pipeline.CNNColorizer.from_pretrained(weights)
-      options = {'size': size}
-    else:
-      colorizer = pipeline.Colorizer.from_pretrained(
-        weights, fast=args.fast, chunk=args.chunk
-      )
-      options = {
-        'size': size,
-        'guide': guide,
-        'uncertainty': args.uncertainty,
-        **command.sampling_options(args),
-      }
+    colorizer, options = _colorizer(args, size, guide)
   except checkpoint.CheckpointError as error:
     return command.fail(error, command.EXIT_WEIGHTS)
+  except cli_diffusion.OptionError as error:
+    return command.fail(error, command.EXIT_USAGE)
   failed = batch.run(colorizer, jobs, options, resume=args.resume)
   if args.before_after:
     try:

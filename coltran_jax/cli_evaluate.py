@@ -1,9 +1,10 @@
 """The command `coltran evaluate`: parse, then measure."""
 
+import functools
 import logging
 import pathlib
 
-from coltran_jax import command
+from coltran_jax import cli_diffusion, command
 
 _log = logging.getLogger('coltran')
 
@@ -44,7 +45,8 @@ def add(commands):
     required=True,
     nargs='+',
     metavar='NAME|DIR',
-    help='checkpoint directories; each is a row of the table',
+    help='checkpoint directories; each is a row of the table. So are folders '
+    'of Stable Diffusion, with --controlnet',
   )
   model.add_argument('--data', default='sports', metavar='NAME')
   model.add_argument('--split', default='valid')
@@ -65,6 +67,7 @@ def add(commands):
     help='take every K-th picture only',
   )
   command.add_processes(model)
+  cli_diffusion.add_options(model)
   model.set_defaults(run=_model, huge_pages=True)
 
   five = parts.add_parser(
@@ -141,11 +144,19 @@ def _model(args):
     networks = _networks(args)  # Before hours of coloring, not after.
     split = sources.open_split(args.data, args.data_dir, args.split)
     options = command.sampling_options(args)
-    methods = colorings.methods(args.weights, options)
+    methods = colorings.methods(
+      args.weights, options, functools.partial(cli_diffusion.colorizer, args)
+    )
     folder = pathlib.Path(args.output)
     pictures = colorings.Every(split, args.every)
     mine = colorings.make(
-      pictures, folder, methods, options, args.protocol, args.size, place
+      pictures,
+      folder,
+      methods,
+      options | cli_diffusion.given(args),
+      args.protocol,
+      args.size,
+      place,
     )
     if place[1] > 1 and not _is_last(
       args, mine, folder / f'values{colorings.suffix(place)}.jsonl', pictures
@@ -245,7 +256,7 @@ def _reported(run):
     run()
   except checkpoint.CheckpointError as error:
     return command.fail(error, command.EXIT_WEIGHTS)
-  except colorings.OptionsError as error:
+  except (colorings.OptionsError, cli_diffusion.OptionError) as error:
     return command.fail(error, command.EXIT_USAGE)
   # ValueError: of names that do not match, photos, data sets, and settings.
   except (ValueError, OSError) as error:

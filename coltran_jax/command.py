@@ -63,6 +63,18 @@ def add_weights(parser):
   )
 
 
+def share(text):
+  """Returns a share above 0 and at most 1, for argparse."""
+  return _number(
+    float, text, 1e-6, math.nextafter(1, 2), 'above 0 and at most 1'
+  )
+
+
+def steps(text):
+  """Returns a number of steps of diffusion, for argparse."""
+  return _number(int, text, 1, 501, 'a whole number, 1 to 500')
+
+
 def add_sampling(parser):
   """Adds the options that `sampling_options` reads."""
   parser.add_argument(

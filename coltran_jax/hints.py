@@ -185,7 +185,7 @@ def _cells_at(x, y, shape, side, grid):
   """
   height, width = image.fitted(*shape, side)
   places = image.mirrored(
-    np.arange(height * width).reshape(height, width), side
+    np.arange(height * width).reshape(height, width), side, side
   )
   at = (y * height // shape[0]) * width + x * width // shape[1]
   rows, columns = np.nonzero(places == at)

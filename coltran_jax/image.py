@@ -135,22 +135,25 @@ def square(array, size):
   return resize(array[top : top + side, left : left + side], size, size)
 
 
-def fit(array, size):
-  """The whole picture in a square, and its place there.
+def fit(array, size, multiple=None):
+  """The whole picture in a square or a little more than itself, and its place.
 
   Args:
     array: uint8 [H, W(, C)].
-    size: side of the square in pixels.
+    size: of the long side, in pixels.
+    multiple: of both sides; None makes a square.
 
   Returns:
-    (uint8 [size, size(, C)], (top, left, height, width)): the picture, scaled
-    by area until its long side is `size`, centred and mirrored beyond its
-    edges; and the box that holds it, for `crop`.
+    (uint8 [h, w(, C)], (top, left, height, width)): the picture, scaled by area
+    until its long side is `size`, centred and mirrored beyond its edges; and
+    the box that holds it, for `crop`.
   """
   height, width = fitted(*array.shape[:2], size)
-  top, left = (size - height) // 2, (size - width) // 2
+  multiple = multiple or size
+  tall, wide = (-(-side // multiple) * multiple for side in (height, width))
+  top, left = (tall - height) // 2, (wide - width) // 2
   scaled = resize(array, height, width)
-  return mirrored(scaled, size), (top, left, height, width)
+  return mirrored(scaled, tall, wide), (top, left, height, width)
 
 
 def fitted(height, width, size):
@@ -159,11 +162,11 @@ def fitted(height, width, size):
   return tuple(max(1, round(side * scale)) for side in (height, width))
 
 
-def mirrored(array, size):
-  """Any [size, size(, C)] of [H, W(, C)]: centred, mirrored beyond its edges."""
+def mirrored(array, tall, wide):
+  """Any [tall, wide(, C)] of [H, W(, C)]: centred, mirrored beyond its edges."""
   height, width = array.shape[:2]
-  top, left = (size - height) // 2, (size - width) // 2
-  pad = [(top, size - height - top), (left, size - width - left)]
+  top, left = (tall - height) // 2, (wide - width) // 2
+  pad = [(top, tall - height - top), (left, wide - width - left)]
   pad += [(0, 0)] * (array.ndim - 2)
   return np.pad(array, pad, mode='reflect')
 

@@ -142,26 +142,22 @@ class Colorizer:
     Raises ValueError (`hints.HintError` of the guide): options that make no
     sense.
     """
-    self._check(num_samples, seed, size, fast, guide)
+    self._check(size, fast, guide)
+    keys = sample_keys(seed, num_samples)
     pixels = photo.eight_bit(read.pixels)
     side = self.side('colorizer' if fast else 'spatial_upsampler')
     if size == 'original':
       picture, box = image.fit(pixels, side)
     else:
       picture, box = image.square(pixels, side), (0, 0, side, side)
-    gray = _gray(image.square(picture, self.side('colorizer')))
+    small = gray(image.square(picture, self.side('colorizer')))
     prior = None
     if guide:
-      prior = hints.prior(guide, pixels.shape[:2], side, gray)
+      prior = hints.prior(guide, pixels.shape[:2], side, small)
       prior = np.repeat(prior[None], num_samples, axis=0)
-    # One key a picture: the seed and the sample's index, nothing else.
-    key = jax.random.key(seed)
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(
-      np.arange(num_samples)
-    )
     stages = self.run(
-      np.repeat(gray[None], num_samples, axis=0),
-      None if fast else np.repeat(_gray(picture)[None], num_samples, axis=0),
+      np.repeat(small[None], num_samples, axis=0),
+      None if fast else np.repeat(gray(picture)[None], num_samples, axis=0),
       keys,
       temperature,
       sampler,
@@ -183,14 +179,10 @@ class Colorizer:
       )
     return colorings
 
-  def _check(self, num_samples, seed, size, fast, guide):
+  def _check(self, size, fast, guide):
     """Raises ValueError if options make no sense."""
     if size not in SIZES:
       raise ValueError(f'size must be one of {SIZES}, not {size!r}')
-    if num_samples < 1:
-      raise ValueError(f'num_samples must be 1 or more, not {num_samples}')
-    if not 0 <= seed < 1 << 32:  # jax would take it modulo 2^32.
-      raise ValueError(f'seed must be 0 to {(1 << 32) - 1}, not {seed}')
     if (fast or guide) and size != 'original':
       raise ValueError("fast and a guide need size='original'")
     if not fast and 'spatial_upsampler' not in self.stages:
@@ -293,6 +285,19 @@ def load_stage(directory, stage):
   return model, params
 
 
+def sample_keys(seed, num_samples):
+  """Returns one key a picture: of the seed and its index, nothing else.
+
+  Raises ValueError if either makes no sense.
+  """
+  if num_samples < 1:
+    raise ValueError(f'num_samples must be 1 or more, not {num_samples}')
+  if not 0 <= seed < 1 << 32:  # jax would take it modulo 2^32.
+    raise ValueError(f'seed must be 0 to {(1 << 32) - 1}, not {seed}')
+  key = jax.random.key(seed)
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(np.arange(num_samples))
+
+
 def like(read, size):
   """Returns the Photo that a result takes alpha, profile and such from.
 
@@ -348,7 +353,7 @@ def _placed(cells, side, box):
   return image.crop(cells[index][:, index], box)
 
 
-def _gray(pixels):
+def gray(pixels):
   """Returns int32 [H, W] gray levels of uint8 [H, W, 1 or 3]."""
   if pixels.shape[-1] == 1:
     return pixels[..., 0].astype(np.int32)

@@ -10,9 +10,12 @@ _CELL = 384  # Longest side of a picture in `before_after`, in pixels.
 
 
 def ranked(colorings):
-  """Returns [(number from 1 on, bits/dim)] of colorings, most likely first."""
+  """Returns [(number from 1 on, bits/dim)] of colorings, most likely first.
+
+  In their own order, with None, those of a model that knows no likelihood.
+  """
   bits = [coloring.bits_per_dim for coloring in colorings]
-  order = sorted(range(len(bits)), key=bits.__getitem__)
+  order = sorted(range(len(bits)), key=lambda i: bits[i] or 0)
   return [(i + 1, bits[i]) for i in order]
 
 
@@ -24,7 +27,9 @@ def of_samples(like, colorings):
   pictures, labels = [_rgb(like.pixels)], ['photo']
   for number, bits in ranked(colorings):
     pictures.append(photo.eight_bit(colorings[number - 1].pixels))
-    labels.append(f'{number}: {bits:.3f} bits/dim')
+    labels.append(
+      str(number) if bits is None else f'{number}: {bits:.3f} bits/dim'
+    )
   columns = min(len(pictures), 5)
   return _encoded(image.contact_sheet(pictures, columns, labels), 'PNG')
 

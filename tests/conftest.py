@@ -56,6 +56,14 @@ def no_cache(monkeypatch):
   monkeypatch.delenv('COLTRAN_WEIGHTS', raising=False)
 
 
+@pytest.fixture(scope='module')
+def quick_programs():
+  """Compiles in two thirds of the time what then runs once or twice."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
 @pytest.fixture
 def cloud(tmp_path):
   """See clouds.Cloud; its folder has a name that breaks careless scripts."""

@@ -46,12 +46,18 @@ ROWS = [
   },
   {
     *('sampling_tile', 'convert.reference', 'export', 'trainer'),
-    'diffusion.weights',
+    *('diffusion.weights', 'diffusion.generation'),
   },
-  {'sampling', 'convert.cnn'},
-  {'pipeline', 'preview', 'sheets', 'convert.tf_checkpoint'},
-  {'convert', 'batch', 'train', 'cnn_pipeline', 'aot'},
-  {'evaluation.colorings'},
+  {'sampling', 'convert.cnn', 'diffusion.parts', 'diffusion.prompts'},
+  {
+    'diffusion.pipeline',
+    'pipeline',
+    'preview',
+    'sheets',
+    'convert.tf_checkpoint',
+  },
+  {'convert', 'batch', 'train', 'cnn_pipeline', 'diffusion_pipeline', 'aot'},
+  {'evaluation.colorings', 'cli_diffusion'},
   {'cli_colorize', 'cli_evaluate', 'cli_aot'},
   {'cli', ''},
 ]

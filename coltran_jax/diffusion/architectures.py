@@ -165,7 +165,10 @@ def of_unet(config, attention='auto', dtype='float32'):
   if ups is not None and [_UP.get(one) for one in ups] != [*of.attends[::-1]]:
     raise folder_lib.WeightsError(f"'up_block_types' is {ups!r}; {_USE}")
   inputs = _unet_inputs(config, of)
-  return unet.UNet(of, config.whole('out_channels', 4)), inputs
+  made = unet.UNet(
+    of, config.whole('out_channels', 4), config.whole('sample_size', 64, 256)
+  )
+  return made, inputs
 
 
 def of_controlnet(config, attention='auto', dtype='float32'):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 MODES = ('auto', 'full', 'chunked', 'cudnn')
 # Of the weights [B, N, queries, S] that exist at a time, in float32.
-_CHUNK_BYTES = 1 << 26
+_CHUNK_BYTES = 1 << 25
 _LARGEST_CUDNN_HEAD = 128  # Features; more on Hopper only.
 
 
@@ -19,7 +19,7 @@ def attend(q, k, v, mode='auto', causal=False):
     q: [B, Q, N, K].
     k, v: [B, S, N, K].
     mode: 'full' holds all weights at once, [B, N, Q, S] in float32. 'chunked'
-      takes so many queries at a time that their weights need 64 MiB at most.
+      takes so many queries at a time that their weights need 32 MiB at most.
       'cudnn' is the fused kernel of NVIDIA's GPUs, for half precision and up
       to 128 features a head; larger heads (the deepest of Stable Diffusion 1
       have 160) are chunked. 'auto' takes 'cudnn' where it can, and else

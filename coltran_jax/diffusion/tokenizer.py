@@ -40,10 +40,11 @@ class Tokenizer:
 
   vocabulary: {piece: token}. merges: pairs of pieces, the first to be joined
   first. pad: the piece that fills up. length: tokens a prompt has in the end.
+  size: one more than the largest token.
   """
 
   def __init__(self, vocabulary, merges, pad=_END, length=77):
-    self.length = length
+    self.length, self.size = length, max(vocabulary.values()) + 1
     self._vocabulary = vocabulary
     self._ranks = {tuple(pair): rank for rank, pair in enumerate(merges)}
     self._pad = vocabulary[pad]

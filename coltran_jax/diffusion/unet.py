@@ -66,10 +66,14 @@ class Architecture:
 
 
 class UNet(nn.Module):
-  """Predicts the noise in latents."""
+  """Predicts the noise in latents.
+
+  out_channels: C. sample_size: h and w of the latents that it was trained on.
+  """
 
   architecture: Architecture = Architecture()
   out_channels: int = 4
+  sample_size: int = 64
 
   @nn.compact
   def __call__(self, latents, timesteps, context, residuals=None):

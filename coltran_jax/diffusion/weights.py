@@ -56,7 +56,9 @@ class Network:
 
 def parameters(module, inputs):
   """Returns {torch name: (path, shape)} of a module; computes nothing."""
-  shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)['params']
+  shapes = jax.eval_shape(
+    lambda *inputs: module.init(jax.random.key(0), *inputs), *inputs
+  )['params']
   return {
     _torch_name(path): (path, _torch_shape(path, leaf.shape))
     for path, leaf in flax.traverse_util.flatten_dict(shapes).items()
@@ -121,12 +123,18 @@ def _file(folder, stem):
 
 
 def problems(network):
-  """Returns what is wrong with the tensors of a network, a line each.
+  """Returns {name: what is wrong} of the tensors of a network.
 
   Reads names and shapes only. Raises WeightsError if even that is impossible.
   """
   with _open(network.file) as tensors:
     return _problems(network, tensors)
+
+
+def check(network):
+  """Raises WeightsError unless all tensors of a network fit; reads none."""
+  with _open(network.file) as tensors:
+    _raise_for(network, tensors)
 
 
 def load(network, put=jax.device_put):
@@ -147,14 +155,7 @@ def load(network, put=jax.device_put):
   dtype = jnp.dtype(dtype or network.module.architecture.dtype)
   flat = {}
   with _open(network.file) as tensors:
-    found = _problems(network, tensors)
-    if found:
-      more = len(found) - _SHOWN
-      raise folder_lib.WeightsError(
-        f'{network.file} does not fit its config.json: '
-        + '; '.join(found[:_SHOWN])
-        + (f'; and {more} more' if more > 0 else '')
-      )
+    _raise_for(network, tensors)
     for name, (_, _, read) in tensors.items():
       path, shape = network.parameters[name]
       array = _from_torch(path, np.asarray(read()))
@@ -162,16 +163,29 @@ def load(network, put=jax.device_put):
   return flax.traverse_util.unflatten_dict(flat)
 
 
+def _raise_for(network, tensors):
+  found = _problems(network, tensors)
+  if found:
+    more = len(found) - _SHOWN
+    raise folder_lib.WeightsError(
+      f'{network.file} does not fit its config.json: '
+      + '; '.join(list(found.values())[:_SHOWN])
+      + (f'; and {more} more' if more > 0 else '')
+    )
+
+
 def _problems(network, tensors):
   expected = {name: shape for name, (_, shape) in network.parameters.items()}
-  found = [f'{name} is missing' for name in expected if name not in tensors]
+  found = {
+    name: f'{name} is missing' for name in expected if name not in tensors
+  }
   for name, (shape, dtype, _) in tensors.items():
     if name not in expected:
-      found.append(f'{name} is unknown')
+      found[name] = f'{name} is unknown'
     elif shape != expected[name]:
-      found.append(f'{name} has shape {shape}, expected {expected[name]}')
+      found[name] = f'{name} has shape {shape}, expected {expected[name]}'
     elif dtype not in _DTYPES:
-      found.append(f'{name} is of type {dtype}, not one of {_DTYPES}')
+      found[name] = f'{name} is of type {dtype}, not one of {_DTYPES}'
   return found
 
 

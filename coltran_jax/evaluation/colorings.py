@@ -10,6 +10,7 @@ processes, process I keeps its likelihoods in bits_per_dim-I.json.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -66,15 +67,18 @@ class Method:
   stage: Any = None
 
 
-def methods(weights, options):
+def methods(weights, options, diffusion):
   """Returns {label: Method} of checkpoint directories.
 
   Each directory gives the methods whose stages it has: ColTran under its own
-  name, the CNN under that and '-cnn' (the name alone if there is no ColTran).
+  name, the CNN under that and '-cnn' (the name alone if there is no ColTran),
+  Stable Diffusion under its own name.
 
   Args:
     weights: directories or shipped names.
     options: keyword arguments of `pipeline.Colorizer.colorize`.
+    diffusion: function of a folder of Stable Diffusion, gives (colorizer,
+      keyword arguments of its `colorize`).
 
   Raises CheckpointError if there is none, or one is wrong.
   """
@@ -88,6 +92,11 @@ def methods(weights, options):
   for one in weights:
     folder = checkpoint.find(one)
     label = folder.absolute().name
+    if (folder / 'unet').exists():
+      colorizer, chosen = diffusion(folder)
+      colorize = functools.partial(colorizer.colorize, **chosen)
+      add(label, Method(chosen['num_samples'], colorize))
+      continue
     coltran = (folder / 'colorizer').exists()
     if coltran or not (folder / 'cnn').exists():
       colorizer = pipeline.Colorizer.from_pretrained(one, options['fast'])

@@ -1,0 +1,135 @@
+"""Stable Diffusion with a ControlNet: from gray pictures to colored ones.
+
+Two ways: image-to-image from the gray picture, which keeps what it shows, and
+text-to-image as the study did. In both, Canny edges of the picture guide the
+UNet through the ControlNet. Axes: B batch, H height, W width.
+"""
+
+import functools
+
+import jax
+import numpy as np
+
+from coltran_jax import sharding
+from coltran_jax.diffusion import generation, parts, prompts, schedulers
+from coltran_jax.diffusion import weights as weights_lib
+
+# Of the study, for want of real weights to find better ones with.
+PROMPT = 'add color to this image, portrait, high quality'
+NEGATIVE_PROMPT = 'black and white, cartoon, low quality'
+STRENGTH, STEPS, GUIDANCE = 0.85, 20, 7.5
+
+
+class Pipeline:
+  """Colours gray pictures; `from_pretrained` makes one.
+
+  Attributes:
+    networks: `generation.Networks`.
+    side: of the pictures that the UNet was trained on, in pixels.
+  """
+
+  def __init__(self, networks, params, prompts, noise, side, mesh):
+    self.networks, self.side = networks, side
+    self._params, self._mesh = params, mesh
+    self._prompts, self._noise = prompts, noise
+
+  @classmethod
+  def from_pretrained(
+    cls, weights, controlnet, dtype='float32', attention='auto', mesh=None
+  ):
+    """Returns a Pipeline of two folders in the layout of diffusers.
+
+    Args:
+      weights: with the folders unet, vae, text_encoder, tokenizer, scheduler.
+      controlnet: with the ControlNet's config.json and tensors.
+      dtype: of UNet and ControlNet, 'float32' or 'bfloat16'.
+      attention: see `attention.attend`.
+      mesh: of `sharding.make_mesh`; None for one of all devices.
+
+    Raises:
+      WeightsError: something is missing, damaged or not supported.
+    """
+    found = parts.find(weights, controlnet, dtype, attention)
+    noise, tokenizer = parts.texts(weights, found['text_encoder'].module)
+    mesh = mesh or sharding.make_mesh()
+    put = functools.partial(jax.device_put, device=sharding.replicated(mesh))
+    encode = prompts.Prompts(found.pop('text_encoder'), tokenizer, put)
+    params = {kind: weights_lib.load(one, put) for kind, one in found.items()}
+    networks = generation.Networks(
+      **{kind: one.module for kind, one in found.items()}
+    )
+    side = found['unet'].module.sample_size * networks.vae.multiple
+    return cls(networks, params, encode, noise, side, mesh)
+
+  def run(
+    self,
+    gray,
+    keys,
+    *,
+    prompt=PROMPT,
+    negative_prompt=NEGATIVE_PROMPT,
+    strength=STRENGTH,
+    steps=STEPS,
+    guidance=GUIDANCE,
+    scale=1.0,
+    sampler='unipc',
+    study=False,
+  ):
+    """Returns uint8 [B, H, W, 3], colored, of gray pictures.
+
+    Args:
+      gray: uint8 [B, H, W]; H and W are multiples of `networks.multiple`.
+      keys: [B]; a picture depends on its own key, on no other.
+      prompt, negative_prompt: what to see and what not to see. The text encoder
+        reads 75 tokens; more are left out, and the log says so.
+      strength: above 0, at most 1; how much of the way from noise is gone.
+        Without meaning in a study.
+      steps: from noise to picture; of them the share `strength` is taken.
+      guidance: how far beyond the prompt to go; at most 1 leaves out the
+        negative prompt, in half the time.
+      scale: of what the ControlNet adds.
+      sampler: 'unipc' or 'ddim'.
+      study: start from noise, so that only edges are the photo's.
+
+    Raises:
+      ValueError: options that make no sense.
+      FloatingPointError: the networks gave numbers that are none.
+    """
+    if any(side % self.networks.multiple for side in gray.shape[1:]):
+      raise ValueError(
+        f'sides must be multiples of {self.networks.multiple}, not '
+        f'{gray.shape[2]}x{gray.shape[1]}'
+      )
+    table = self.table(strength, steps, sampler, study)
+    texts = (negative_prompt, prompt) if guidance > 1 else (prompt,)
+    shared = (
+      table,
+      self._prompts(*texts),
+      np.float32(guidance),
+      np.float32(scale),
+    )
+    count = len(gray)
+    # The last picture again, until all devices have as many.
+    rows = np.arange(sharding.round_up(self._mesh, count)).clip(max=count - 1)
+    made = generation.generate_batch(
+      self.networks,
+      self._mesh,
+      not study,
+      self._params,
+      shared,
+      gray[rows],
+      keys[rows],
+    )
+    made = np.asarray(made)[:count]
+    if not np.isfinite(made).all():
+      raise FloatingPointError(
+        'the networks gave numbers that are not finite; `coltran check-weights` '
+        'tells if the folders are whole'
+      )
+    return np.rint(made * 255).astype(np.uint8)
+
+  def table(self, strength=STRENGTH, steps=STEPS, sampler='unipc', study=False):
+    """Returns the `schedulers.Table` of options of `run`, or ValueError."""
+    return schedulers.table(
+      self._noise, sampler, steps, 1.0 if study else strength
+    )
