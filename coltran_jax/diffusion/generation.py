@@ -136,7 +136,7 @@ def generate_batch(networks, mesh, from_photo, params, shared, gray, keys):
 
     return jax.lax.map(one, (gray, keys))
 
-  batch = PartitionSpec(sharding.AXES)
+  batch = sharding.of_batch(mesh).spec
   return jax.shard_map(
     of_device,
     mesh=mesh,

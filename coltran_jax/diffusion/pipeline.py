@@ -44,14 +44,14 @@ class Pipeline:
       controlnet: with the ControlNet's config.json and tensors.
       dtype: of UNet and ControlNet, 'float32' or 'bfloat16'.
       attention: see `attention.attend`.
-      mesh: of `sharding.make_mesh`; None for one of all devices.
+      mesh: of `sharding.make_mesh`; None for the devices of this process.
 
     Raises:
       WeightsError: something is missing, damaged or not supported.
     """
     found = parts.find(weights, controlnet, dtype, attention)
     noise, tokenizer = parts.texts(weights, found['text_encoder'].module)
-    mesh = mesh or sharding.make_mesh()
+    mesh = mesh or sharding.local_mesh()
     put = functools.partial(jax.device_put, device=sharding.replicated(mesh))
     encode = prompts.Prompts(found.pop('text_encoder'), tokenizer, put)
     params = {kind: weights_lib.load(one, put) for kind, one in found.items()}
