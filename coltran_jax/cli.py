@@ -374,6 +374,20 @@ def _export(args):
   return 0
 
 
+def _colorizer(args):
+  """Returns (colorizer, options of its `colorize`)."""
+  from coltran_jax import cnn_pipeline, pipeline
+
+  size = args.size if args.size == 'original' else int(args.size)
+  if args.model == 'cnn':
+    colorizer = cnn_pipeline.CNNColorizer.from_pretrained(args.weights)
+    return colorizer, {'size': size}
+  colorizer = pipeline.Colorizer.from_pretrained(
+    args.weights, fast=args.fast, chunk=args.chunk
+  )
+  return colorizer, {'size': size, **command.sampling_options(args)}
+
+
 def _colorize(args):
   from coltran_jax import batch
 
@@ -408,7 +422,7 @@ def _colorize(args):
 
   import jax
 
-  from coltran_jax import checkpoint, cnn_pipeline, pipeline
+  from coltran_jax import checkpoint
 
   command.keep_programs(jax)
   try:
@@ -422,16 +436,8 @@ def _colorize(args):
       command.EXIT_USAGE,
     )
   jobs = batch.share(jobs, process_id, num_processes)
-  size = args.size if args.size == 'original' else int(args.size)
   try:
-    if args.model == 'cnn':
-      colorizer = cnn_pipeline.CNNColorizer.from_pretrained(args.weights)
-      options = {'size': size}
-    else:
-      colorizer = pipeline.Colorizer.from_pretrained(
-        args.weights, fast=args.fast, chunk=args.chunk
-      )
-      options = {'size': size, **command.sampling_options(args)}
+    colorizer, options = _colorizer(args)
   except checkpoint.CheckpointError as error:
     return command.fail(error, command.EXIT_WEIGHTS)
   failed = batch.run(colorizer, jobs, options, resume=args.resume)
