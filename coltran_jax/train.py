@@ -135,11 +135,8 @@ def _loop(
   """Trains from `state` on; the arguments are those of `train_and_evaluate`."""
   config = one.config
   first = int(state.step)
-  hosts = dict(
-    zip(
-      ('process_index', 'process_count'), sharding.share(one.mesh), strict=True
-    )
-  )
+  index, count = one.share
+  hosts = {'process_index': index, 'process_count': count}
   batches = input_pipeline.train_batches(
     source,
     sizes=tuple(config.data.sizes),

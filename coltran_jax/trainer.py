@@ -137,6 +137,7 @@ class Trainer:
     self.config = config
     try:
       self.mesh = mesh or sharding.make_mesh(**config.mesh)
+      self.share = sharding.share(self.mesh)
       self.model = models.build(config.name, config.model.to_dict())
       self.split_model = self.model
       if self.mesh.shape['seq'] > 1:
@@ -183,6 +184,7 @@ class Trainer:
 
   def _check(self):
     config, parts = self.config, sharding.parts(self.mesh)
+    among = 'devices' if parts == self.mesh.size else 'groups of devices'
     for key in _COUNTS:
       if config[key] < 1:
         raise ValueError(f'{key} must be 1 or more, not {config[key]}')
@@ -198,7 +200,7 @@ class Trainer:
     ):
       if config[key] % (accumulate * parts):
         raise ValueError(
-          f'{key} {config[key]} cannot be split over {parts} devices'
+          f'{key} {config[key]} cannot be split over {parts} {among}'
           + (f' in {accumulate} parts' if accumulate > 1 else '')
         )
     resolution = models.resolution(self.model)

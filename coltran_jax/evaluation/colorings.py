@@ -169,11 +169,10 @@ def suffix(place):
 
 def likelihoods(folder, of):
   """Returns {label: {name: bits/dim}} of what all processes made."""
-  found = {}
-  for label, method in of.items():
+  found = {label: {} for label, method in of.items() if method.stage}
+  for label, known in found.items():
     for file in pathlib.Path(folder, label).glob(f'{_BITS}*.json'):
-      if method.stage:
-        found.setdefault(label, {}).update(json.loads(file.read_text('utf-8')))
+      known |= json.loads(file.read_text('utf-8'))
   return found
 
 
