@@ -153,7 +153,7 @@ class Colorizer:
     prior = None
     if guide:
       prior = hints.prior(guide, pixels.shape[:2], side, gray)
-      prior = np.repeat(prior[None], num_samples, axis=0)
+      prior = np.broadcast_to(prior, (num_samples, *prior.shape))
     # One key a picture: the seed and the sample's index, nothing else.
     key = jax.random.key(seed)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(
