@@ -51,7 +51,7 @@ def _parser():
   parser.add_argument(
     '--version', action='store_true', help='print the version'
   )
-  parser.set_defaults(run=None, huge_pages=False)
+  parser.set_defaults(run=None, huge_pages=False, quiet=False)
   commands = parser.add_subparsers(metavar='COMMAND')
 
   cli_colorize.add(commands)
@@ -156,6 +156,21 @@ def _parser():
   )
   add.add_argument('-q', '--quiet', action='store_true', help='errors only')
   add.set_defaults(run=_export)
+
+  add = commands.add_parser(
+    'doctor',
+    help='tell what is here, and test it',
+    description='List versions, devices, the cache and weights, then color a '
+    'picture with those that would be used and compare it with what the '
+    'weights say a well machine makes of it.',
+  )
+  command.add_weights(add)
+  add.add_argument(
+    '--record',
+    action='store_true',
+    help='write what this machine makes of the picture into the weights',
+  )
+  add.set_defaults(run=_doctor)
 
   cli_diffusion.add(commands)
   cli_evaluate.add(commands)
@@ -321,6 +336,35 @@ def _export(args):
     return command.fail(error, command.EXIT_WEIGHTS)
   _log.info('%s/%s: step %d of %s', args.output, name, step, args.workdir)
   return 0
+
+
+def _doctor(args):
+  import jax
+
+  from coltran_jax import checkpoint, doctor, photo
+
+  command.keep_programs(jax)
+  weights = args.weights or command.DEFAULT_WEIGHTS
+
+  def tell(findings):
+    bad = 0
+    for name, text, ok in findings:
+      print(f'{"ok   " if ok else "WRONG"} {name}: {text}', flush=True)
+      bad += not ok
+    return bad
+
+  bad = tell(doctor.examine())
+  if tell(doctor.find_weights(weights)):
+    return command.EXIT_WEIGHTS
+  try:
+    if args.record:
+      print(f'recorded {doctor.record(weights)}')
+    bad += tell(doctor.test(weights))
+  except checkpoint.CheckpointError as error:
+    return command.fail(error, command.EXIT_WEIGHTS)
+  except photo.PhotoError as error:
+    return command.fail(error, command.EXIT_FAILED)
+  return command.EXIT_FAILED if bad else 0
 
 
 if __name__ == '__main__':

@@ -136,9 +136,9 @@ def _guide(args, jobs):
   for file in job.files:
     if os.path.realpath(file) in mine:
       raise batch.UsageError(f'the result {file} would overwrite an input')
-  if args.mask and (job.format or 'PNG') not in ('PNG', 'TIFF', 'TIF'):
+  if args.mask and job.format not in ('PNG', 'TIFF', 'TIF'):
     raise batch.UsageError(
-      f'{job.format} would change what is kept; give -o FILE.png'
+      f'{job.format or "stdout"} may change what is kept; give -o FILE.png'
     )
   try:
     return hints.read(args.hint, args.hints, args.mask, args.keep)

@@ -8,6 +8,7 @@ import re
 import sys
 
 DEFAULT_WEIGHTS = 'coltran-sports'
+TEMPERATURE = 1.0
 EXIT_FAILED, EXIT_USAGE, EXIT_WEIGHTS, EXIT_RESUME = 1, 2, 3, 42
 
 
@@ -24,6 +25,11 @@ def _number(kind, text, low, high, wanted):
 def count(text):
   """Returns a whole number, 1 or more, for argparse."""
   return _number(int, text, 1, math.inf, 'a whole number, 1 or more')
+
+
+def port(text):
+  """Returns a TCP port, for argparse."""
+  return _number(int, text, 1, 1 << 16, 'a port, 1 to 65535')
 
 
 def seed(text):
@@ -89,8 +95,8 @@ def add_sampling(parser):
   parser.add_argument(
     '--temperature',
     type=temperature,
-    default=1.0,
-    help='0 takes the most probable colors (default: 1.0)',
+    default=TEMPERATURE,
+    help=f'0 takes the most probable colors (default: {TEMPERATURE})',
   )
   parser.add_argument(
     '--sampler',

@@ -51,7 +51,8 @@ class Guide:
   keep: np.ndarray | None = None
 
   def __bool__(self):
-    return bool(self.points) or not (self.picture is None and self.mask is None)
+    arrays = (self.picture, self.mask, self.keep)
+    return bool(self.points) or any(array is not None for array in arrays)
 
   def check(self, height, width):
     """Raises HintError unless all fits a photo of this size."""
@@ -142,11 +143,13 @@ def combine(guide, pixels):
   """
   if guide.keep is None:
     return pixels
-  keep = guide.keep
-  scale = np.iinfo(keep.dtype).max / np.iinfo(pixels.dtype).max
-  share = guide.mask[..., None] / np.float32(255)
-  mixed = keep + share * (pixels * np.float32(scale) - keep)
-  return np.where(share > 0, np.rint(mixed), keep).astype(keep.dtype)
+  mixed = guide.keep.copy()
+  where = guide.mask > 0
+  scale = np.iinfo(mixed.dtype).max / np.iinfo(pixels.dtype).max
+  share = guide.mask[where][:, None] / np.float32(255)
+  kept, new = mixed[where], pixels[where] * np.float32(scale)
+  mixed[where] = np.rint(kept + share * (new - kept))
+  return mixed
 
 
 def _covered(mask, side, grid):

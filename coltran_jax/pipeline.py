@@ -154,7 +154,7 @@ class Colorizer:
     prior = None
     if guide:
       prior = hints.prior(guide, pixels.shape[:2], side, small)
-      prior = np.repeat(prior[None], num_samples, axis=0)
+      prior = np.broadcast_to(prior, (num_samples, *prior.shape))
     stages = self.run(
       np.repeat(small[None], num_samples, axis=0),
       None if fast else np.repeat(gray(picture)[None], num_samples, axis=0),

@@ -53,6 +53,61 @@ def sample(
   Raises:
     ValueError: shapes, mode or temperature that make no sense.
   """
+  _check(model, gray, rng, temperature, mode, prior)
+  if model.encoder_chunk is None:
+    model = model.clone(encoder_chunk=_ENCODER_CHUNK)
+  mesh = mesh or _mesh_of(gray)
+  if mesh and 'data' not in mesh.shape:
+    raise ValueError(f'the mesh has no axis data, only {mesh.axis_names}')
+  batch = len(gray)
+  shards = mesh.shape['data'] if mesh else 1
+  rounds = -(-batch // (TILE * shards))
+  # Spread evenly over tiles: a full one takes longer than one with a picture.
+  tiles = rounds * shards
+  counts = [batch // tiles + (tile < batch % tiles) for tile in range(tiles)]
+  places = [
+    tile * TILE + place
+    for tile in range(tiles)
+    for place in range(counts[tile])
+  ]
+  pictures = np.zeros((rounds, shards, TILE), int)
+  pictures.ravel()[places] = np.arange(batch)
+  places = jnp.array(places, jnp.int32)
+
+  def spread(x):
+    tiled = jnp.zeros((tiles * TILE, *x.shape[1:]), x.dtype).at[places].set(x)
+    return tiled.reshape(rounds, shards, TILE, *x.shape[1:])
+
+  gray = spread(jnp.asarray(gray, jnp.int32))
+  key_data = spread(jax.random.key_data(rng))
+  counts = jnp.array(counts, jnp.int32).reshape(rounds, shards)
+  out = [
+    _sample_tiles(
+      params,
+      gray[i],
+      key_data[i],
+      counts[i],
+      jnp.float32(temperature),
+      # A round's at a time: it is 512 times as large as the rest.
+      None if prior is None else jnp.asarray(prior[pictures[i]], jnp.float32),
+      model=model,
+      key_impl=str(jax.random.key_impl(rng)),
+      mode=mode,
+      keep_logits=keep_logits,
+      mesh=mesh,
+    )
+    for i in range(rounds)
+  ]
+  return jax.tree.map(
+    lambda *x: jnp.concatenate(x).reshape(tiles * TILE, *x[0].shape[2:])[
+      places
+    ],
+    *out,
+  )
+
+
+def _check(model, gray, rng, temperature, mode, prior):
+  """Raises ValueError if inputs of `sample` make no sense."""
   if mode not in MODES:
     raise ValueError(f'mode must be one of {MODES}, not {mode!r}')
   if not 0 <= temperature <= 1e6:
@@ -71,55 +126,6 @@ def sample(
   wanted = (*gray.shape, model.num_codes)
   if prior is not None and prior.shape != wanted:
     raise ValueError(f'prior must be {list(wanted)}, not {list(prior.shape)}')
-  if model.encoder_chunk is None:
-    model = model.clone(encoder_chunk=_ENCODER_CHUNK)
-  mesh = mesh or _mesh_of(gray)
-  if mesh and 'data' not in mesh.shape:
-    raise ValueError(f'the mesh has no axis data, only {mesh.axis_names}')
-  batch = len(gray)
-  shards = mesh.shape['data'] if mesh else 1
-  rounds = -(-batch // (TILE * shards))
-  # Spread evenly over tiles: a full one takes longer than one with a picture.
-  tiles = rounds * shards
-  counts = [batch // tiles + (tile < batch % tiles) for tile in range(tiles)]
-  places = [
-    tile * TILE + place
-    for tile in range(tiles)
-    for place in range(counts[tile])
-  ]
-  places = jnp.array(places, jnp.int32)
-
-  def spread(x):
-    tiled = jnp.zeros((tiles * TILE, *x.shape[1:]), x.dtype).at[places].set(x)
-    return tiled.reshape(rounds, shards, TILE, *x.shape[1:])
-
-  gray = spread(jnp.asarray(gray, jnp.int32))
-  key_data = spread(jax.random.key_data(rng))
-  counts = jnp.array(counts, jnp.int32).reshape(rounds, shards)
-  if prior is not None:
-    prior = spread(jnp.asarray(prior, jnp.float32))
-  out = [
-    _sample_tiles(
-      params,
-      gray[i],
-      key_data[i],
-      counts[i],
-      jnp.float32(temperature),
-      None if prior is None else prior[i],
-      model=model,
-      key_impl=str(jax.random.key_impl(rng)),
-      mode=mode,
-      keep_logits=keep_logits,
-      mesh=mesh,
-    )
-    for i in range(rounds)
-  ]
-  return jax.tree.map(
-    lambda *x: jnp.concatenate(x).reshape(tiles * TILE, *x[0].shape[2:])[
-      places
-    ],
-    *out,
-  )
 
 
 def entropy(logits):

@@ -162,6 +162,7 @@ def test_the_module_is_the_command():
     ['{photo}', '--mask', '{photo}'],
     ['{photo}', '--mask', '{photo}', '--keep', '{photo}', '-o', 'a.jpg'],
     ['{photo}', '--mask', '{photo}', '--keep', 'a.png', '-o', 'a.png'],
+    ['-', '--mask', '{photo}', '--keep', '{photo}'],
     ['{photo}', '--mask', '{photo}', '--keep', '{folder}/missing.png'],
     ['{photo}', '--uncertainty', '-o', '-'],
     ['{photo}', '-n', '2', '-o', '{folder}/out.png'],

@@ -134,6 +134,7 @@ def test_a_hint_at_the_edge_holds_for_its_mirror_image(cells):
     (hints.Guide(((WIDTH, 0, RED),)), 'outside of the photo, 128x96'),
     (hints.Guide(picture=np.zeros((2, 2, 4), np.uint8)), 'hint picture is'),
     (hints.Guide(mask=np.zeros((HEIGHT, WIDTH), np.uint8)), 'mask needs'),
+    (hints.Guide(keep=np.dstack([PHOTO] * 3)), 'mask needs'),
     (
       hints.Guide(mask=DISC, keep=np.zeros((2, WIDTH, 3), np.uint8)),
       'kept coloring is',
