@@ -83,7 +83,7 @@ def devices(topology):
     os.environ.setdefault(name, value)
   try:
     description = topologies.get_topology_desc(
-      topology, platform='tpu', **chip.options
+      topology, platform='tpu', **chip.topology
     )
   except (RuntimeError, ValueError) as error:
     raise AotError(f'{topology}: {" ".join(str(error).split())}') from error

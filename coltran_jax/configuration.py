@@ -42,6 +42,8 @@ SPORTS = {
   'sample_every': 100,
   'save_every': 50,
 }
+# The paper's batches fit without `remat`, which would take a third more time.
+TPU = {'model': {'dtype': 'bfloat16'}}
 DEBUG = {
   'data': {'name': 'folder'},
   'batch_size': 8,

@@ -94,9 +94,7 @@ class Program:
       _, found, inside = file.rpartition(f'/{package}/')
       if found:
         return f'{inside}:{line}'
-      if caller == frame:
-        break
-      frame = caller
+      frame = min(caller, frame - 1)  # In a text of unknown origin, too.
     return ''
 
   def trip_count(self, loop):
@@ -195,6 +193,6 @@ def _frames(text):
     frames[key] = (
       names.get(place.get('file_name_id'), ''),
       place.get('line', 0),
-      frame.get('parent_frame_id', 0),
+      frame.get('parent_frame_id', 1) - 1,  # They count from 1, 0 is none.
     )
   return frames

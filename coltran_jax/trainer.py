@@ -14,6 +14,7 @@ from coltran_jax import (
   losses,
   models,
   sharding,
+  tpu_chips,
   train_state,
 )
 
@@ -156,6 +157,7 @@ class Trainer:
     self.state_sharding = sharding.of_state(self.mesh, shapes)
     self.state_shapes = sharding.shapes(shapes, self.state_sharding)
     whole, split = sharding.replicated(self.mesh), sharding.of_batch(self.mesh)
+    tuning = tpu_chips.compiler_options(self.mesh)
     self.train_step = jax.jit(
       make_train_step(
         self.split_model,
@@ -167,9 +169,12 @@ class Trainer:
       in_shardings=(self.state_sharding, split, whole, whole),
       out_shardings=(self.state_sharding, whole),
       donate_argnums=0,
+      compiler_options=tuning,
     )
     self.eval_step = jax.jit(
-      make_eval_step(self.split_model, self.loss), out_shardings=whole
+      make_eval_step(self.split_model, self.loss),
+      out_shardings=whole,
+      compiler_options=tuning,
     )
 
   @functools.cached_property
