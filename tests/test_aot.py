@@ -23,12 +23,10 @@ from coltran_jax import (
 )
 
 
-@pytest.fixture(scope='module')
-def text():
+@pytest.fixture
+def text(fixtures):
   """The program of fixtures/aot/example.py for a TPU v5e of four chips."""
-  from conftest import FIXTURES
-
-  return (FIXTURES / 'aot/example.txt').read_text()
+  return (fixtures / 'aot/example.txt').read_text()
 
 
 def loops(program):
