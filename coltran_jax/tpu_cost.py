@@ -17,6 +17,7 @@ _FREE = {
   *('parameter', 'get-tuple-element', 'tuple', 'bitcast', 'constant', 'iota'),
   *('after-all', 'partition-id', 'replica-id', 'opt-barrier'),
 }
+_CALLS = ('while', 'conditional', 'call', 'async-start')
 _SLICES = ('dynamic-slice', 'gather', 'slice')
 _PACKAGE = 'coltran_jax'
 
@@ -74,17 +75,16 @@ def _of_computation(program, name):
   for operation in operations.values():
     if operation.opcode in _FREE or operation.opcode.endswith('-done'):
       continue
-    if operation.opcode in ('while', 'conditional', 'call'):
+    if operation.opcode in _CALLS:
       _add_called(cost, program, operation)
       continue
-    kind = operation.opcode.removesuffix('-start')
-    if kind in COLLECTIVES:
-      # A started one names its operands first, then its results.
-      half = 2 if kind != operation.opcode and kind != 'all-reduce' else 1
-      size = sum(a.size for a in operation.arrays) // half
-      cost.add_collective(kind, 1, size)
+    inside = _inside(program, operation)
+    collectives = [o for o in (operation, *inside) if _collective(o)]
+    for one in collectives:
+      cost.add_collective(_collective(one), 1, _result_size(one))
+    if operation in collectives:
       continue
-    cost.bytes += _bytes(program, operations, operation)
+    cost.bytes += _bytes(operations, operation, inside)
     if operation.opcode.endswith('-start'):
       continue
     if operation.cycles is None:
@@ -94,6 +94,31 @@ def _of_computation(program, name):
     cost.cycles += operation.cycles
     cost.sources[program.source(operation, _PACKAGE)] += operation.cycles
   return cost
+
+
+def _inside(program, operation):
+  """Returns the operations of the computations that an operation calls."""
+  return [
+    o for name in operation.called for o in program.computations.get(name, ())
+  ]
+
+
+def _collective(operation):
+  """Returns the kind of a collective, '' of another operation."""
+  kind = operation.opcode.removesuffix('-start')
+  return kind if kind in COLLECTIVES else ''
+
+
+def _result_size(collective):
+  sizes = [array.size for array in collective.arrays]
+  if collective.opcode == 'all-gather-start':  # Operands, then results.
+    return sum(sizes[len(sizes) // 2 :])
+  if collective.opcode in ('all-reduce', 'all-reduce-start', 'reduce-scatter'):
+    return sum(sizes)
+  if collective.opcode == 'collective-permute-start':  # And two counters.
+    return sizes[1]
+  # Started ones name operands of the same sizes, too.
+  return sum(sizes) // (2 if collective.opcode.endswith('-start') else 1)
 
 
 def _add_called(cost, program, operation):
@@ -111,19 +136,15 @@ def _add_called(cost, program, operation):
     cost.add(one, times)
 
 
-def _bytes(program, operations, operation):
-  """Returns the bytes of HBM that an operation reads and writes."""
-  opcode = operation.opcode
-  if opcode == 'custom-call' and operation.cycles is None:
+def _bytes(operations, operation, inside):
+  """Returns the bytes of HBM that an operation reads and writes.
+
+  operations: of its computation, by name. inside: those that it fuses.
+  """
+  if operation.opcode == 'custom-call' and operation.cycles is None:
     return 0  # Names memory, moves nothing.
-  if opcode.endswith(
-    '-start'
-  ):  # (destination, source) or (source, destination).
-    sizes = [a.size for a in operation.arrays[:2]]
-    return min(sizes, default=0)
-  inside = [
-    o for name in operation.called for o in program.computations.get(name, ())
-  ]
+  if operation.opcode.endswith('-start'):  # Both ends of a copy, or slice.
+    return min((a.size for a in operation.arrays[:2]), default=0)
   read = sum(
     min(_whole(operations.get(name)), _sliced(inside, position))
     for position, name in enumerate(operation.operands)

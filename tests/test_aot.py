@@ -23,12 +23,10 @@ from coltran_jax import (
 )
 
 
-@pytest.fixture(scope='module')
-def text():
+@pytest.fixture
+def text(fixtures):
   """The program of fixtures/aot/example.py for a TPU v5e of four chips."""
-  from conftest import FIXTURES
-
-  return (FIXTURES / 'aot/example.txt').read_text()
+  return (fixtures / 'aot/example.txt').read_text()
 
 
 def loops(program):
@@ -98,6 +96,34 @@ def one_operation(line, before=''):
 
 
 CYCLES = 'backend_config={"estimated_cycles":"7"}'
+
+
+@pytest.mark.parametrize(
+  ('line', 'kind', 'size'),
+  [
+    ('f32[64]{0} all-reduce(%p)', 'all-reduce', 256),
+    ('(f32[64]{0}, bf16[64]{0}) all-reduce-start(%p)', 'all-reduce', 384),
+    ('(f32[64]{0}, f32[256]{0}) all-gather-start(%p)', 'all-gather', 1024),
+    ('f32[16]{0} reduce-scatter(%p)', 'reduce-scatter', 64),
+    ('f32[16]{0} fusion(%p), calls=%inner', 'reduce-scatter', 64),
+    (
+      '((f32[64]{0}), f32[16]{0}) async-start(%p), calls=%inner',
+      'reduce-scatter',
+      64,
+    ),
+    (
+      '(f32[64]{0}, f32[64]{0}, u32[], u32[]) collective-permute-start(%p)',
+      'collective-permute',
+      256,
+    ),
+  ],
+)
+def test_collectives_of_every_form_are_counted(line, kind, size):
+  inner = (
+    '%inner (a: f32[64]) -> f32[16] {\n  %a = f32[64]{0} parameter(0)\n'
+    '  ROOT %s = f32[16]{0} reduce-scatter(%a), dimensions={0}\n}\n\n'
+  )
+  assert one_operation(line, inner).collectives == {kind: [1, size]}
 
 
 @pytest.mark.parametrize(
