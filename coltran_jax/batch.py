@@ -5,12 +5,12 @@ the others go on; a result is written whole or not at all, never over an input.
 """
 
 import dataclasses
+import hashlib
 import logging
 import mimetypes
 import os
 import pathlib
 import sys
-import zlib
 
 import numpy as np
 import tqdm
@@ -222,14 +222,15 @@ def _checked(jobs):
 def share(jobs, process_id, num_processes):
   """Returns the jobs of one of several processes that plan the same.
 
-  The name of a photo decides, so that each is of one process only, whatever
-  comes to a folder or goes between their starts.
+  A hash of its name decides whose a photo is: it is of one process only,
+  whatever comes to a folder or goes between their starts.
   """
-  return [
-    job
-    for job in jobs
-    if zlib.crc32(os.fsencode(job.source)) % num_processes == process_id
-  ]
+
+  def owner(job):
+    digest = hashlib.sha256(os.fsencode(job.source)).digest()
+    return int.from_bytes(digest) % num_processes
+
+  return [job for job in jobs if owner(job) == process_id]
 
 
 def run(colorizer, jobs, options, resume=False):

@@ -618,12 +618,15 @@ def test_one_picture_shows_all_photos_before_and_after(tmp_path):
       batch.check_before_after(jobs, place)
 
 
-def test_each_photo_is_one_process_s_whatever_comes_to_the_folder(tmp_path):
+def test_each_photo_is_one_process_s_whatever_comes_to_the_folder(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)  # A name decides: no two runs differ.
   owners = []
   for count in (40, 60):
     for i in range(count):
-      (tmp_path / f'{i:02}.png').touch()
-    jobs = batch.plan([str(tmp_path)], None, 1)
+      pathlib.Path(f'{i:02}.png').touch()
+    jobs = batch.plan(['.'], None, 1)
     shares = [batch.share(jobs, i, 3) for i in range(3)]
     owners.append({job: i for i, share in enumerate(shares) for job in share})
     assert sum(map(len, shares)) == len(owners[-1]) == len(jobs) == count

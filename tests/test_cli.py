@@ -464,17 +464,19 @@ def test_two_processes_share_a_folder_though_one_is_killed_and_goes_on(
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(np.roll(GRAY, 10 * i, axis=1)).save(path)
   command = (
-    *(sys.executable, '-m', 'coltran_jax.cli', 'colorize', tmp_path / 'in'),
+    *(sys.executable, '-m', 'coltran_jax.cli', 'colorize', 'in'),
     *('--weights', weights, '--fast', '--resume', '-o'),
   )
   environment = os.environ | {
+    'PYTHONPATH': str(pathlib.Path(__file__).parent.parent),
     'XLA_FLAGS': '',
     'JAX_COMPILATION_CACHE_DIR': os.environ['COLTRAN_TEST_PROGRAMS'],
   }
 
   def start(folder, *options):
     return subprocess.Popen(
-      [*command, tmp_path / folder, *options],
+      [*command, folder, *options],
+      cwd=tmp_path,  # A name decides whose a photo is: no two runs differ.
       env=environment,
       stderr=subprocess.PIPE,
       text=True,
@@ -511,16 +513,17 @@ def test_two_processes_share_a_folder_though_one_is_killed_and_goes_on(
 def test_processes_that_jax_knows_of_share_unasked(
   source, stand_in, monkeypatch
 ):
+  monkeypatch.chdir(source.parent.parent)
   for i in range(5):
     (source.parent / f'{i}.png').write_bytes(source.read_bytes())
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   done = []
   for i in range(2):
     monkeypatch.setattr(jax, 'process_index', lambda i=i: i)
-    assert run('colorize', source.parent) == 0
+    assert run('colorize', 'in') == 0
     done.append(len(stand_in.calls))
   assert 0 < done[0] < done[1] == 6
-  assert len(conftest.files(source.parent.parent / 'in-colorized')) == 6
+  assert len(conftest.files(pathlib.Path('in-colorized'))) == 6
 
 
 def test_a_share_needs_a_process_of_how_many(source, stand_in, capsys):

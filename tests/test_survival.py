@@ -7,8 +7,12 @@ import socket
 import subprocess
 import time
 
+import jax
+import numpy as np
 import pytest
 import training
+
+from coltran_jax import run_directory
 
 pytestmark = pytest.mark.slow
 SLOWLY = ('--set', 'save_every=1', '--set', 'keep=2', '--set', 'num_steps=40')
@@ -31,9 +35,9 @@ def undisturbed(tmp_path_factory, data_dir):
   return training.lines(workdir)
 
 
-def start(workdir, data_dir, *options, devices=1):
+def start(workdir, data_dir, *options, devices=1, **which):
   return subprocess.Popen(
-    training.command(workdir, data_dir, *options),
+    training.command(workdir, data_dir, *options, **which),
     env=training.environment(devices),
     stderr=subprocess.PIPE,
     text=True,
@@ -138,7 +142,7 @@ def free_port():
     return probe.getsockname()[1]
 
 
-def start_pair(workdir, data_dir, *options, devices):
+def start_pair(workdir, data_dir, *options, devices, **which):
   """Starts two processes that train together; returns them."""
   address = f'localhost:{free_port()}'
   return [
@@ -149,6 +153,7 @@ def start_pair(workdir, data_dir, *options, devices):
       *('--coordinator', address, '--num-processes', '2'),
       *('--process-id', str(i)),
       devices=devices,
+      **which,
     )
     for i in range(2)
   ]
@@ -190,11 +195,19 @@ def test_a_process_ends_with_a_message_when_the_other_is_killed(
   assert 'another process is gone' in errors or 'another task died' in errors
 
 
-def test_two_processes_of_two_devices_equal_one_of_four(tmp_path, data_dir):
+@pytest.mark.parametrize(
+  'stage, split',
+  [('color_upsampler', ()), ('spatial_upsampler', ('--set', 'mesh.seq=8'))],
+)
+def test_two_processes_of_four_devices_train_evaluate_and_save_as_one(
+  tmp_path, data_dir, stage, split
+):
   short = ('--set', 'num_steps=6', '--set', 'eval_every=3')
-  alone = training.run(tmp_path / 'one', data_dir, *short, devices=4)
+  alone = training.run(tmp_path / 'one', data_dir, *short, stage=stage)
   assert alone.returncode == 0, alone.stderr
-  pair = start_pair(tmp_path / 'two', data_dir, *short, devices=2)
+  pair = start_pair(
+    tmp_path / 'two', data_dir, *short, *split, devices=4, stage=stage
+  )
   for process in pair:
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
@@ -204,3 +217,11 @@ def test_two_processes_of_two_devices_equal_one_of_four(tmp_path, data_dir):
     assert a.pop('kind') == b.pop('kind')
     assert a == pytest.approx(b, rel=1e-5)
   assert training.steps(tmp_path / 'two') == training.steps(tmp_path / 'one')
+  one, two = (
+    run_directory.load_weights(tmp_path / name)[2] for name in ('one', 'two')
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    one,
+    two,
+  )
