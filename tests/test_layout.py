@@ -12,7 +12,7 @@ ROWS = [
   {
     *('icc', 'png_tiff', 'color', 'image', 'checkpoint', 'data', 'evaluation'),
     *('configuration', 'sharding', 'run_log', 'command'),
-    *('evaluation.feature_layers', 'diffusion', 'diffusion.folder'),
+    *('evaluation.feature_layers', 'diffusion', 'diffusion.files'),
     *('diffusion.attention', 'diffusion.canny'),
   },
   {

@@ -123,8 +123,8 @@ class Pipeline:
     made = np.asarray(made)[:count]
     if not np.isfinite(made).all():
       raise FloatingPointError(
-        'the networks gave numbers that are not finite; `coltran check-weights` '
-        'tells if the folders are whole'
+        'the networks gave numbers that are not finite: the weights are '
+        'damaged, or too large for this dtype (float32 takes all)'
       )
     return np.rint(made * 255).astype(np.uint8)
 
