@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from coltran_jax import checkpoint, image, photo, pipeline
-from coltran_jax.diffusion import folder
+from coltran_jax.diffusion import files
 from coltran_jax.diffusion import pipeline as diffusion
 
 
@@ -34,7 +34,7 @@ class DiffusionColorizer:
       return cls(
         diffusion.Pipeline.from_pretrained(weights, controlnet, **options)
       )
-    except folder.WeightsError as error:
+    except files.WeightsError as error:
       raise checkpoint.CheckpointError(str(error)) from error
 
   def __call__(self, source, size='original', **options):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from coltran_jax.diffusion import architectures, attention, folder, weights
+from coltran_jax.diffusion import architectures, attention, files, weights
 
 KINDS = tuple(architectures.KINDS)
 TENSORS = 'diffusion_pytorch_model.safetensors'
@@ -227,7 +227,7 @@ def test_tensors_that_do_not_fit_are_all_named(copy):
     return tensors
 
   target = copy('vae', broken)
-  with pytest.raises(folder.WeightsError) as caught:
+  with pytest.raises(files.WeightsError) as caught:
     loaded(target, 'vae')
   for said in (
     str(target / TENSORS),
@@ -244,17 +244,17 @@ def test_a_file_that_was_cut_is_refused_at_every_place(copy):
   whole = (target / TENSORS).read_bytes()
   for length in (0, 5, 8, 500, len(whole) // 2, len(whole) - 1):
     (target / TENSORS).write_bytes(whole[:length])
-    with pytest.raises(folder.WeightsError, match='damaged, incomplete'):
+    with pytest.raises(files.WeightsError, match='damaged, incomplete'):
       loaded(target, 'vae')
 
 
 def test_missing_files_are_named(copy):
   target = copy('unet')
   (target / TENSORS).unlink()
-  with pytest.raises(folder.WeightsError, match=f'put {TENSORS} there'):
+  with pytest.raises(files.WeightsError, match=f'put {TENSORS} there'):
     weights.find(target, 'unet')
   (target / 'config.json').unlink()
-  with pytest.raises(folder.WeightsError, match=r'config.json is missing'):
+  with pytest.raises(files.WeightsError, match=r'config.json is missing'):
     weights.find(target, 'unet')
 
 
@@ -269,12 +269,12 @@ def test_a_pickle_is_never_loaded(copy, monkeypatch):
   target = copy('vae')
   data = pickle.dumps(Evil())
   (target / TENSORS).write_bytes(data)
-  with pytest.raises(folder.WeightsError, match='no safetensors file'):
+  with pytest.raises(files.WeightsError, match='no safetensors file'):
     loaded(target, 'vae')
   (target / TENSORS).unlink()
   (target / 'diffusion_pytorch_model.bin').write_bytes(data)
   monkeypatch.setitem(sys.modules, 'torch', None)
-  with pytest.raises(folder.WeightsError, match='install `torch`'):
+  with pytest.raises(files.WeightsError, match='install `torch`'):
     loaded(target, 'vae')
   assert 'evil_was_here' not in sys.modules
 
@@ -328,7 +328,7 @@ def test_a_config_that_is_not_supported_is_refused_by_name(
   kind, config, said, copy
 ):
   target = copy(kind, **config)
-  with pytest.raises(folder.WeightsError) as caught:
+  with pytest.raises(files.WeightsError) as caught:
     weights.find(target, kind)
   assert said in str(caught.value)
   assert str(target / 'config.json') in str(caught.value)
@@ -338,5 +338,5 @@ def test_a_config_that_is_not_supported_is_refused_by_name(
 def test_a_config_that_is_no_json_object_is_refused(text, copy):
   target = copy('vae')
   (target / 'config.json').write_bytes(text.encode('latin-1'))
-  with pytest.raises(folder.WeightsError, match=r'config\.json'):
+  with pytest.raises(files.WeightsError, match=r'config\.json'):
     weights.find(target, 'vae')

@@ -15,7 +15,7 @@ import skimage.data
 from coltran_jax import checkpoint, diffusion_pipeline, image, sharding
 from coltran_jax.diffusion import (
   canny,
-  folder,
+  files,
   generation,
   parts,
   prompts,
@@ -241,7 +241,7 @@ def test_weights_that_are_not_finite_are_noticed(copy):
   tensors['conv_out.bias'][:] = np.nan
   safetensors_numpy.save_file(tensors, file)
   made = loaded(copy)
-  with pytest.raises(FloatingPointError, match='check-weights'):
+  with pytest.raises(FloatingPointError, match='weights are damaged'):
     made(COFFEE, **QUICK)
 
 
@@ -260,5 +260,5 @@ def test_folders_that_do_not_belong_together_are_refused(copy, pipe, tmp_path):
   refused('the tokenizer has 523 tokens')
   (copy / 'text_encoder_2').mkdir()
   refused('XL is not supported; use')
-  with pytest.raises(folder.WeightsError, match='is no folder'):
+  with pytest.raises(files.WeightsError, match='is no folder'):
     parts.find(tmp_path / 'nothing', copy / 'controlnet')

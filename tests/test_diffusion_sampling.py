@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from coltran_jax.diffusion import canny, folder, schedulers, tokenizer
+from coltran_jax.diffusion import canny, files, schedulers, tokenizer
 
 FLOAT = np.float32
 SCHEDULER = 'scheduler/scheduler_config.json'
@@ -78,7 +78,7 @@ def test_any_prompt_becomes_77_tokens(prompt, pipe):
 
 
 @pytest.mark.parametrize(
-  'files',
+  'texts',
   [
     {},
     {'vocab.json': '{}'},
@@ -88,10 +88,10 @@ def test_any_prompt_becomes_77_tokens(prompt, pipe):
     {'tokenizer.json': '{"model": {"vocab": {}, "merges": [1]}}'},
   ],
 )
-def test_a_broken_tokenizer_is_named(files, tmp_path):
-  for name, text in files.items():
+def test_a_broken_tokenizer_is_named(texts, tmp_path):
+  for name, text in texts.items():
     (tmp_path / name).write_text(text)
-  with pytest.raises(folder.WeightsError, match=str(tmp_path)):
+  with pytest.raises(files.WeightsError, match=str(tmp_path)):
     tokenizer.load(tmp_path)
 
 
@@ -188,5 +188,5 @@ def test_a_schedule_that_makes_no_sense_is_refused(arguments, said, noise):
   ],
 )
 def test_a_scheduler_that_is_not_supported_is_refused(change, said, config):
-  with pytest.raises(folder.WeightsError, match=said):
+  with pytest.raises(files.WeightsError, match=said):
     schedulers.noise(config | change)

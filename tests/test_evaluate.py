@@ -23,6 +23,7 @@ from coltran_jax import (
   models,
 )
 from coltran_jax.convert import cnn as convert_cnn
+from coltran_jax.diffusion import pipeline as diffusion_pipeline
 from coltran_jax.evaluation import colorings, pairs, table
 
 pytestmark = pytest.mark.usefixtures('no_cache')
@@ -347,6 +348,30 @@ def test_coltran_is_measured_with_diversity_and_likelihood(tmp_path, fixtures):
   assert row['bits_per_dim']['value'] == pytest.approx(
     float(expected), rel=1e-5
   )
+
+
+def test_stable_diffusion_gets_a_row(tmp_path, fixtures, capsys, monkeypatch):
+  pipe = fixtures / 'diffusion/pipe'
+  pictures = [data_sets.picture(i, SIDE, SIDE) for i in range(3)]
+  records = [(f'{i}.png', data_sets.encode(p)) for i, p in enumerate(pictures)]
+  data_sets.write('sports', tmp_path / 'data', {'valid': records})
+
+  def red(self, gray, keys, study, steps):
+    assert not study and steps == 2 and len(keys) == len(gray) == 1
+    return np.stack([gray, gray // 2, gray // 2], axis=-1)
+
+  monkeypatch.setattr(diffusion_pipeline.Pipeline, 'run', red)
+  args = ['model', '--weights', pipe, *QUICK, '--data_dir', tmp_path / 'data']
+  args += ['--size', SIDE, '--steps', 2, '-o', tmp_path / 'out']
+  assert evaluate(*args) == command.EXIT_USAGE
+  assert '--controlnet DIR' in capsys.readouterr().err
+  args += ['--controlnet', pipe / 'controlnet']
+  assert evaluate(*args) == 0
+  rows = json.loads((tmp_path / 'out/table.json').read_text())['rows']
+  assert list(rows) == ['truth', 'gray', 'pipe']
+  assert rows['pipe']['colorfulness']['value'] > 5
+  # Another prompt is another evaluation.
+  assert evaluate(*args, '--prompt', 'thing') == command.EXIT_USAGE
 
 
 def test_names_of_files_come_safely_from_hostile_ids():

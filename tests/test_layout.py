@@ -16,7 +16,7 @@ ROWS = [
     *('icc', 'png_tiff', 'color', 'image', 'checkpoint', 'data', 'evaluation'),
     *('configuration', 'sharding', 'run_log', 'command'),
     *('flops', 'tpu_chips', 'tpu_program', 'aot_table'),
-    *('evaluation.feature_layers', 'diffusion', 'diffusion.folder'),
+    *('evaluation.feature_layers', 'diffusion', 'diffusion.files'),
     *('diffusion.attention', 'diffusion.canny'),
   },
   {

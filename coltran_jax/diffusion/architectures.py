@@ -11,8 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from coltran_jax.diffusion import controlnet, text_encoder, unet, vae
-from coltran_jax.diffusion import folder as folder_lib
+from coltran_jax.diffusion import controlnet, files, text_encoder, unet, vae
 
 _USE = (
   'use a folder of Stable Diffusion 1 (such as '
@@ -61,7 +60,7 @@ class _Config:
     self._config = config
     for key, value in _FIXED.items():
       if config.get(key, value) != value:
-        raise folder_lib.WeightsError(
+        raise files.WeightsError(
           f'{key!r} is {config[key]!r}, but only {value!r} is supported; {_USE}'
         )
 
@@ -83,12 +82,12 @@ class _Config:
       or not 1 <= len(value) <= 8
       or (count and len(value) != count)
     ):
-      raise folder_lib.WeightsError(f'{key!r} is {value!r}')
+      raise files.WeightsError(f'{key!r} is {value!r}')
     return tuple(self._checked(key, one, high) for one in value)
 
   def _checked(self, key, value, high):
     if type(value) is not int or not 1 <= value <= high:
-      raise folder_lib.WeightsError(
+      raise files.WeightsError(
         f'{key!r} is {value!r}, but must be a whole number, 1 to {high}'
       )
     return value
@@ -96,7 +95,7 @@ class _Config:
   def number(self, key, default):
     value = self.get(key, default)
     if type(value) not in (int, float) or not 0 <= value < 1e4:
-      raise folder_lib.WeightsError(f'{key!r} is {value!r}, no number')
+      raise files.WeightsError(f'{key!r} is {value!r}, no number')
     return float(value)
 
 
@@ -108,12 +107,12 @@ def _architecture(config, attention, dtype):
     key = 'attention_head_dim'
   kinds = config.get('down_block_types', _SD1_DOWN)
   if len(kinds) != len(features) or not all(one in _DOWN for one in kinds):
-    raise folder_lib.WeightsError(f"'down_block_types' is {kinds!r}; {_USE}")
+    raise files.WeightsError(f"'down_block_types' is {kinds!r}; {_USE}")
   heads = config.wholes(key, 8, count=len(features))
   groups = config.whole('norm_num_groups', 32)
   for width, count in zip(features, heads, strict=True):
     if width % count or width % groups:
-      raise folder_lib.WeightsError(
+      raise files.WeightsError(
         f"'block_out_channels' {width} is no multiple of {count} heads and "
         f'{groups} groups'
       )
@@ -140,10 +139,10 @@ def _floats(*shape):
 def _unet_inputs(config, architecture):
   text = config.whole('cross_attention_dim', 1280)
   if text == 2048:
-    raise folder_lib.WeightsError(SDXL)
+    raise files.WeightsError(SDXL)
   channels = config.whole('in_channels', 4)
   if channels != config.whole('out_channels', 4):
-    raise folder_lib.WeightsError(
+    raise files.WeightsError(
       f"'in_channels' is {channels}: a network for inpainting or the like; "
       f'{_USE}'
     )
@@ -158,12 +157,12 @@ def _unet_inputs(config, architecture):
 def of_unet(config, attention='auto', dtype='float32'):
   """(UNet, shapes of latents, timesteps and context)."""
   if config.get('addition_embed_type') == 'text_time':
-    raise folder_lib.WeightsError(SDXL)
+    raise files.WeightsError(SDXL)
   config = _Config(config)
   of = _architecture(config, attention, dtype)
   ups = config.get('up_block_types', None)
   if ups is not None and [_UP.get(one) for one in ups] != [*of.attends[::-1]]:
-    raise folder_lib.WeightsError(f"'up_block_types' is {ups!r}; {_USE}")
+    raise files.WeightsError(f"'up_block_types' is {ups!r}; {_USE}")
   inputs = _unet_inputs(config, of)
   made = unet.UNet(
     of, config.whole('out_channels', 4), config.whole('sample_size', 64, 256)
@@ -174,7 +173,7 @@ def of_unet(config, attention='auto', dtype='float32'):
 def of_controlnet(config, attention='auto', dtype='float32'):
   """(ControlNet, shapes of latents, timesteps, context and condition)."""
   if config.get('addition_embed_type') == 'text_time':
-    raise folder_lib.WeightsError(SDXL)
+    raise files.WeightsError(SDXL)
   config = _Config(config)
   of = _architecture(config, attention, dtype)
   embedding = config.wholes(
@@ -201,7 +200,7 @@ def of_vae(config, attention='auto', dtype='float32'):
     dtype=dtype,
   )
   if any(width % made.groups for width in made.features) or not made.scaling:
-    raise folder_lib.WeightsError(
+    raise files.WeightsError(
       f"'block_out_channels' {made.features} must be multiples of "
       f"'norm_num_groups' {made.groups}, and 'scaling_factor' not 0"
     )
@@ -224,9 +223,9 @@ def of_text_encoder(config, attention='auto', dtype='float32'):
     dtype=dtype,
   )
   if made.activation not in text_encoder.ACTIVATIONS:
-    raise folder_lib.WeightsError(f"'hidden_act' is {made.activation!r}")
+    raise files.WeightsError(f"'hidden_act' is {made.activation!r}")
   if made.features % made.heads:
-    raise folder_lib.WeightsError(
+    raise files.WeightsError(
       f"'hidden_size' {made.features} is no multiple of {made.heads} heads"
     )
   return made, (jax.ShapeDtypeStruct((1, made.length), jnp.int32),)

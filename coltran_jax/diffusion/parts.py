@@ -6,11 +6,11 @@ import pathlib
 
 from coltran_jax.diffusion import (
   architectures,
+  files,
   schedulers,
   tokenizer,
   weights,
 )
-from coltran_jax.diffusion import folder as folder_lib
 
 # Products of these stay float32: rounding would be seen in the pictures, and
 # they take little of the time.
@@ -34,13 +34,13 @@ def find(folder, controlnet, dtype='float32', attention='auto'):
   text = found['text_encoder'].module.features
   for kind, (latents, _, context, *_) in widths.items():
     if context.shape[-1] != text:
-      raise folder_lib.WeightsError(
+      raise files.WeightsError(
         f'{found[kind].file.parent} was made for text of width '
         f'{context.shape[-1]}, {folder} has {text}: they do not belong '
         'together (768 is Stable Diffusion 1, 1024 is 2)'
       )
     if latents.shape[-1] != found['vae'].module.channels:
-      raise folder_lib.WeightsError(
+      raise files.WeightsError(
         f'{found[kind].file.parent} was made for other latents than those of '
         f'{folder / "vae"}'
       )
@@ -53,7 +53,7 @@ def find(folder, controlnet, dtype='float32', attention='auto'):
     or shrunk != found['vae'].module.multiple
     or condition.shape[-1] != 3
   ):
-    raise folder_lib.WeightsError(
+    raise files.WeightsError(
       f'{controlnet} has blocks of {other} and takes pictures {shrunk} times '
       f'as large as latents, with {condition.shape[-1]} channels; '
       f'{folder / "unet"} has blocks of {one}: they do not belong together'
@@ -67,11 +67,11 @@ def check_family(folder):
   """Raises WeightsError unless a folder may be Stable Diffusion 1 or 2."""
   folder = pathlib.Path(folder)
   if not folder.is_dir():
-    raise folder_lib.WeightsError(
+    raise files.WeightsError(
       f'{folder} is no folder; give one in the layout of diffusers'
     )
   if (folder / 'text_encoder_2').exists():
-    raise folder_lib.WeightsError(f'{folder}: {architectures.SDXL}')
+    raise files.WeightsError(f'{folder}: {architectures.SDXL}')
 
 
 def texts(folder, encoder):
@@ -81,12 +81,12 @@ def texts(folder, encoder):
   """
   path = pathlib.Path(folder) / 'scheduler/scheduler_config.json'
   try:
-    noise = schedulers.noise(folder_lib.read_json(path))
-  except folder_lib.WeightsError as error:
-    raise folder_lib.WeightsError(f'{path}: {error}') from None
+    noise = schedulers.noise(files.read_json(path))
+  except files.WeightsError as error:
+    raise files.WeightsError(f'{path}: {error}') from None
   made = tokenizer.load(path.parent.parent / 'tokenizer', encoder.length)
   if made.size > encoder.vocabulary:
-    raise folder_lib.WeightsError(
+    raise files.WeightsError(
       f'{folder}: the tokenizer has {made.size} tokens, the text encoder '
       f'{encoder.vocabulary}; they do not belong together'
     )
@@ -115,7 +115,7 @@ def report(folder):
   alone = (folder / 'config.json').exists()  # A ControlNet has no more.
   try:
     check_family(folder)
-  except folder_lib.WeightsError as error:
+  except files.WeightsError as error:
     return Report((), (str(error),))
   for kind in architectures.KINDS:
     if (kind == 'controlnet') != alone:
@@ -123,14 +123,14 @@ def report(folder):
     try:
       network = weights.find(folder if alone else folder / kind, kind)
       wrong = weights.problems(network)
-    except folder_lib.WeightsError as error:
+    except files.WeightsError as error:
       problems.append(str(error))
       continue
     found[kind] = network
-    all = network.parameters
+    needed = network.parameters.keys()
     lines.append(
-      f'{kind}: {len(all) - len(wrong.keys() & all)} of {len(all)} tensors '
-      f'match, {network.size:,} parameters'
+      f'{kind}: {len(needed - wrong.keys())} of {len(needed)} tensors match, '
+      f'{network.size:,} parameters'
     )
     problems += [f'{network.file}: {one}' for one in wrong.values()]
   if 'text_encoder' in found:
@@ -139,7 +139,7 @@ def report(folder):
       steps = len(noise.alphas_squared)
       lines.append(f'scheduler: predicts noise (epsilon), {steps} timesteps')
       lines.append(f'tokenizer: {tokens.size} tokens')
-    except folder_lib.WeightsError as error:
+    except files.WeightsError as error:
       problems.append(str(error))
   if found:
     lines.append(_memory(found))

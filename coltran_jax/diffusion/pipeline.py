@@ -28,16 +28,23 @@ class Pipeline:
     side: of the pictures that the UNet was trained on, in pixels.
   """
 
-  def __init__(self, networks, params, prompts, noise, side, mesh):
+  def __init__(self, networks, load, prompts, noise, side, mesh):
     self.networks, self.side = networks, side
-    self._params, self._mesh = params, mesh
+    self._load, self._mesh = load, mesh
     self._prompts, self._noise = prompts, noise
+
+  @functools.cached_property
+  def _params(self):
+    return self._load()
 
   @classmethod
   def from_pretrained(
     cls, weights, controlnet, dtype='float32', attention='auto', mesh=None
   ):
     """Returns a Pipeline of two folders in the layout of diffusers.
+
+    All tensors are accounted for, but the first `run` reads them: after the
+    text encoder has done its work and has left memory.
 
     Args:
       weights: with the folders unet, vae, text_encoder, tokenizer, scheduler.
@@ -54,12 +61,15 @@ class Pipeline:
     mesh = mesh or sharding.local_mesh()
     put = functools.partial(jax.device_put, device=sharding.replicated(mesh))
     encode = prompts.Prompts(found.pop('text_encoder'), tokenizer, put)
-    params = {kind: weights_lib.load(one, put) for kind, one in found.items()}
+
+    def load():
+      return {kind: weights_lib.load(one, put) for kind, one in found.items()}
+
     networks = generation.Networks(
       **{kind: one.module for kind, one in found.items()}
     )
     side = found['unet'].module.sample_size * networks.vae.multiple
-    return cls(networks, params, encode, noise, side, mesh)
+    return cls(networks, load, encode, noise, side, mesh)
 
   def run(
     self,
@@ -123,8 +133,8 @@ class Pipeline:
     made = np.asarray(made)[:count]
     if not np.isfinite(made).all():
       raise FloatingPointError(
-        'the networks gave numbers that are not finite; `coltran check-weights` '
-        'tells if the folders are whole'
+        'the networks gave numbers that are not finite: the weights are '
+        'damaged, or too large for this dtype (float32 takes all)'
       )
     return np.rint(made * 255).astype(np.uint8)
 

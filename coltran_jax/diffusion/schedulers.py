@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from coltran_jax.diffusion import folder
+from coltran_jax.diffusion import files
 
 NAMES = ('ddim', 'unipc')
 
@@ -61,14 +61,14 @@ def noise(config):
   """
   kind = config.get('prediction_type', 'epsilon')
   if kind != 'epsilon':
-    raise folder.WeightsError(
+    raise files.WeightsError(
       f"'prediction_type' is {kind!r}: this network does not predict noise "
       'and is not supported; use a folder that does, such as '
       'stabilityai/stable-diffusion-2-1-base in the place of -2-1'
     )
   for key in ('rescale_betas_zero_snr', 'thresholding', 'trained_betas'):
     if config.get(key):
-      raise folder.WeightsError(f'{key!r} is {config[key]!r}: not supported')
+      raise files.WeightsError(f'{key!r} is {config[key]!r}: not supported')
   count = config.get('num_train_timesteps', 1000)
   ends = config.get('beta_start', 0.0001), config.get('beta_end', 0.02)
   schedule = config.get('beta_schedule', 'linear')
@@ -83,7 +83,7 @@ def noise(config):
     or not 0 <= offset < count
     or not all(type(end) in (int, float) and 0 < end < 1 for end in ends)
   ):
-    raise folder.WeightsError(
+    raise files.WeightsError(
       'its betas or timesteps are not supported: '
       f'{schedule!r} {ends} {spacing!r} {count!r} {offset!r}'
     )

@@ -12,7 +12,7 @@ import unicodedata
 import numpy as np
 import regex
 
-from coltran_jax.diffusion import folder as folder_lib
+from coltran_jax.diffusion import files
 
 _START, _END = '<|startoftext|>', '<|endoftext|>'
 _LAST = '</w>'  # Marks the last piece of a word.
@@ -88,12 +88,12 @@ def load(folder, length=77):
   folder = pathlib.Path(folder)
   try:
     if (folder / 'vocab.json').exists():
-      vocabulary = folder_lib.read_json(folder / 'vocab.json')
-      lines = folder_lib.read_text(folder / 'merges.txt').splitlines()
+      vocabulary = files.read_json(folder / 'vocab.json')
+      lines = files.read_text(folder / 'merges.txt').splitlines()
       # The first line is a version.
       merges = [line.split() for line in lines[1:] if line.strip()]
     else:
-      found = folder_lib.read_json(folder / 'tokenizer.json')
+      found = files.read_json(folder / 'tokenizer.json')
       vocabulary = dict(found['model']['vocab'])
       merges = [
         pair.split() if isinstance(pair, str) else pair
@@ -106,10 +106,10 @@ def load(folder, length=77):
     if any(len(pair) != 2 for pair in merges):
       raise ValueError('a merge that is no pair')
     return Tokenizer(vocabulary, merges, _pad(folder), length)
-  except folder_lib.WeightsError:
+  except files.WeightsError:
     raise
   except Exception as error:  # What is wrong in it decides the kind.
-    raise folder_lib.WeightsError(
+    raise files.WeightsError(
       f'{folder} holds no tokenizer of CLIP: {type(error).__name__} {error}'
     ) from None
 
@@ -118,7 +118,7 @@ def _pad(folder):
   """The piece that fills up; Stable Diffusion 2 has another than 1."""
   for name in ('special_tokens_map.json', 'tokenizer_config.json'):
     if (folder / name).exists():
-      pad = folder_lib.read_json(folder / name).get('pad_token')
+      pad = files.read_json(folder / name).get('pad_token')
       if pad is not None:
         return pad['content'] if isinstance(pad, dict) else pad
   return _END

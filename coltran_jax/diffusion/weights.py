@@ -6,6 +6,7 @@ is accounted for by name and shape before one is read.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import pathlib
 import re
@@ -16,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from coltran_jax.diffusion import architectures
-from coltran_jax.diffusion import folder as folder_lib
+from coltran_jax.diffusion import architectures, files
 
 _DTYPES = ('F32', 'F16', 'BF16', 'F64')
 _SHOWN = 5  # Problems in a message.
@@ -38,15 +38,15 @@ class Network:
     file: of the tensors.
     module: what they belong to.
     inputs: the shapes of the module's inputs.
-    config: as in config.json.
     parameters: {torch name: (path in our tree, shape in torch's order)}.
+    dtype: of its products.
   """
 
   file: pathlib.Path
   module: object
   inputs: tuple
-  config: dict
   parameters: dict
+  dtype: str
 
   @property
   def size(self):
@@ -54,8 +54,12 @@ class Network:
     return sum(math.prod(shape) for _, shape in self.parameters.values())
 
 
+@functools.cache
 def parameters(module, inputs):
-  """Returns {torch name: (path, shape)} of a module; computes nothing."""
+  """Returns {torch name: (path, shape)} of a module; computes nothing.
+
+  Known once it was asked for: tracing a UNet takes seconds.
+  """
   shapes = jax.eval_shape(
     lambda *inputs: module.init(jax.random.key(0), *inputs), *inputs
   )['params']
@@ -95,15 +99,14 @@ def find(folder, kind, attention='auto', dtype='float32'):
   Raises WeightsError if files are missing or the network is not supported.
   """
   folder = pathlib.Path(folder)
-  config = folder_lib.read_json(folder / 'config.json')
+  config = files.read_json(folder / 'config.json')
   try:
     module, inputs = architectures.KINDS[kind].build(config, attention, dtype)
-  except folder_lib.WeightsError as error:
-    raise folder_lib.WeightsError(
-      f'{folder / "config.json"}: {error}'
-    ) from None
+  except files.WeightsError as error:
+    raise files.WeightsError(f'{folder / "config.json"}: {error}') from None
   file = _file(folder, architectures.KINDS[kind].stem)
-  return Network(file, module, inputs, config, parameters(module, inputs))
+  known = parameters(module, inputs)
+  return Network(file, module, inputs, known, dtype)
 
 
 def _file(folder, stem):
@@ -117,7 +120,7 @@ def _file(folder, stem):
   for name in names:
     if (folder / name).is_file():
       return folder / name
-  raise folder_lib.WeightsError(
+  raise files.WeightsError(
     f'{folder} has no file of tensors; put {names[0]} there'
   )
 
@@ -151,9 +154,7 @@ def load(network, put=jax.device_put):
     WeightsError: missing, unknown or misshapen tensors; a damaged file; a
       pickle; one that needs PyTorch, which is not there.
   """
-  dtype = getattr(network.module, 'dtype', None)
-  dtype = jnp.dtype(dtype or network.module.architecture.dtype)
-  flat = {}
+  flat, dtype = {}, jnp.dtype(network.dtype)
   with _open(network.file) as tensors:
     _raise_for(network, tensors)
     for name, (_, _, read) in tensors.items():
@@ -167,7 +168,7 @@ def _raise_for(network, tensors):
   found = _problems(network, tensors)
   if found:
     more = len(found) - _SHOWN
-    raise folder_lib.WeightsError(
+    raise files.WeightsError(
       f'{network.file} does not fit its config.json: '
       + '; '.join(list(found.values())[:_SHOWN])
       + (f'; and {more} more' if more > 0 else '')
@@ -199,7 +200,7 @@ def _open(path):
       with safetensors.safe_open(path, framework='np') as file:
         yield _renamed({name: _entry(file, name) for name in file.keys()})  # noqa: SIM118
   except (OSError, safetensors.SafetensorError) as error:
-    raise folder_lib.WeightsError(
+    raise files.WeightsError(
       f'{path} is damaged, incomplete or no safetensors file ({error}); '
       'download it again'
     ) from None
@@ -216,7 +217,7 @@ def _from_pickle(path):
   try:
     import torch
   except ImportError:
-    raise folder_lib.WeightsError(
+    raise files.WeightsError(
       f'{path} can be read with PyTorch only: install `torch`, or put the '
       '.safetensors file beside it'
     ) from None
@@ -228,7 +229,7 @@ def _from_pickle(path):
       for name, tensor in state.items()
     }
   except Exception as error:  # torch, zipfile and pickle raise many kinds.
-    raise folder_lib.WeightsError(
+    raise files.WeightsError(
       f'{path} holds no plain tensors, or is damaged'
     ) from error
 
