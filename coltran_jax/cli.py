@@ -158,6 +158,21 @@ def _parser():
   add.set_defaults(run=_export)
 
   add = commands.add_parser(
+    'demo',
+    help='color photos on a web page',
+    description='Serve a web page on this computer, for this computer: photos, '
+    'hints by clicks, several colorings. Needs the extra [demo].',
+  )
+  command.add_weights(add)
+  add.add_argument(
+    '--port', type=command.port, help='default: a free one from 7860 on'
+  )
+  add.add_argument(
+    '--fast', action='store_true', help='leave out the third stage'
+  )
+  add.set_defaults(run=_demo)
+
+  add = commands.add_parser(
     'doctor',
     help='tell what is here, and test it',
     description='List versions, devices, the cache and weights, then color a '
@@ -335,6 +350,39 @@ def _export(args):
   except (run_directory.RunError, OSError, ValueError) as error:
     return command.fail(error, command.EXIT_WEIGHTS)
   _log.info('%s/%s: step %d of %s', args.output, name, step, args.workdir)
+  return 0
+
+
+def _demo(args):
+  import tempfile
+
+  import jax
+
+  from coltran_jax import checkpoint, pipeline
+
+  try:
+    from coltran_jax import demo
+  except ImportError as error:
+    return command.fail(
+      f"{error}: the page needs gradio, install 'coltran-jax[demo]'",
+      command.EXIT_USAGE,
+    )
+  command.keep_programs(jax)
+  try:
+    colorizer = pipeline.Colorizer.from_pretrained(
+      args.weights or command.DEFAULT_WEIGHTS, fast=args.fast
+    )
+  except checkpoint.CheckpointError as error:
+    return command.fail(error, command.EXIT_WEIGHTS)
+  with tempfile.TemporaryDirectory(prefix='coltran-demo-') as folder:
+    os.environ['GRADIO_TEMP_DIR'] = folder  # Uploads go with it at the end.
+    page = demo.build(colorizer, folder, fast=args.fast)
+    try:
+      address = demo.launch(page, args.port)
+    except OSError as error:
+      return command.fail(error, command.EXIT_USAGE)
+    print(f'open {address} in a browser; Ctrl-C ends it', flush=True)
+    page.block_thread()
   return 0
 
 

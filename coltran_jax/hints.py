@@ -25,7 +25,7 @@ from coltran_jax import color, image, photo
 
 _NEVER = -1e9  # Added to a logit, finite: 0 times it must be a number.
 _LOSS = 8.0  # Nats that a wish takes at most.
-_NEAR = 12.0  # Distance in a*b* that costs half a nat.
+_NEAR = 5.0  # Distance in a*b* that costs half a nat.
 _EDGE = 24.0  # Step of gray levels that a wish does not cross.
 _REACH = 1.0  # How far a wish goes on even gray, of the grid's side.
 _LEAST = 1 / 8  # Of a cell that a hint picture must cover.

@@ -3,6 +3,16 @@
 # to pytest.
 set -eu
 cd "$(dirname "$0")/.."
+# The web page is tested in Chromium.
+if ! command -v chromium >/dev/null || ! command -v chromedriver >/dev/null; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    apt-get update -qq
+    apt-get install -qq -y --no-install-recommends chromium chromium-driver
+  else
+    echo 'NOT TESTED: the web page, without chromium and chromedriver' >&2
+    set -- -m 'not browser' "$@"
+  fi
+fi
 bin=$(sh launch/install.sh '[test]')
 "$bin/ruff" check .
 "$bin/ruff" format --check .

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+import types
 
 import conftest
 import jax
@@ -17,6 +18,7 @@ from PIL import ExifTags, Image, ImageCms
 import pytest
 import skimage.data
 
+import coltran_jax
 from coltran_jax import (
   checkpoint,
   cli,
@@ -217,6 +219,19 @@ def test_shipped_weights_are_the_default(
   assert f'{tmp_path}/{model}-sports/c' in capsys.readouterr().err
   assert run('colorize', source, '--weights', 'unknown') == 3
   assert f'{model}-sports, in, others' in capsys.readouterr().err
+
+
+def test_the_page_needs_its_extra_and_weights(monkeypatch, tmp_path, capsys):
+  monkeypatch.setattr(checkpoint, 'SHIPPED', tmp_path)
+  monkeypatch.delattr(coltran_jax, 'demo', raising=False)
+  monkeypatch.setitem(sys.modules, 'coltran_jax.demo', None)
+  assert run('demo') == 2
+  assert 'coltran-jax[demo]' in capsys.readouterr().err
+  page = types.ModuleType('coltran_jax.demo')
+  monkeypatch.setitem(sys.modules, 'coltran_jax.demo', page)
+  assert run('demo', '--port', '70000') == 2
+  assert run('demo') == 3
+  assert "'coltran-sports'" in capsys.readouterr().err
 
 
 def test_the_environment_may_name_the_weights(source, monkeypatch, capsys):
