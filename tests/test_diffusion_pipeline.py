@@ -262,25 +262,3 @@ def test_folders_that_do_not_belong_together_are_refused(copy, pipe, tmp_path):
   refused('XL is not supported; use')
   with pytest.raises(files.WeightsError, match='is no folder'):
     parts.find(tmp_path / 'nothing', copy / 'controlnet')
-
-
-def test_a_program_is_compiled_once_and_before_the_weights_come(
-  pipe, monkeypatch, caplog
-):
-  colorizer = loaded(pipe)
-  read = []
-  load = weights.load
-  monkeypatch.setattr(
-    weights,
-    'load',
-    lambda one, put: read.append(len(caplog.records)) or load(one, put),
-  )
-  with jax.log_compiles():
-    colorizer(COFFEE, steps=3)
-  compiled = [
-    i
-    for i, record in enumerate(caplog.records)
-    if record.getMessage().startswith('Finished XLA compilation of jit(gen')
-  ]
-  assert len(compiled) == 1
-  assert read[0] < compiled[0] < read[1]  # The text encoder comes first.

@@ -51,8 +51,8 @@ class Pipeline:
   ):
     """Returns a Pipeline of two folders in the layout of diffusers.
 
-    All tensors are accounted for, but the first `run` reads them: after text
-    encoder and compiler have done their work and have left memory.
+    All tensors are accounted for, but the first `run` reads them: after the
+    text encoder has done its work and has left memory.
 
     Args:
       weights: with the folders unet, vae, text_encoder, tokenizer, scheduler.
@@ -123,15 +123,6 @@ class Pipeline:
     rows = np.arange(sharding.round_up(self._mesh, count)).clip(max=count - 1)
     static = self.networks, self._mesh, not study
     inputs = shared, gray[rows], keys[rows]
-    if '_params' not in vars(self):
-      # The call below finds this program: compiling takes half a gigabyte, that
-      # is free again when the weights come.
-      place = sharding.replicated(self._mesh)
-      shapes = {
-        kind: weights_lib.shapes(one, place)
-        for kind, one in self._found.items()
-      }
-      generation.generate_batch.lower(*static, shapes, *inputs).compile()
     made = generation.generate_batch(*static, self._params, *inputs)
     made = np.asarray(made)[:count]
     if not np.isfinite(made).all():

@@ -154,29 +154,14 @@ def load(network, put=jax.device_put):
     WeightsError: missing, unknown or misshapen tensors; a damaged file; a
       pickle; one that needs PyTorch, which is not there.
   """
-  flat = {}
+  flat, dtype = {}, jnp.dtype(network.dtype)
   with _open(network.file) as tensors:
     _raise_for(network, tensors)
     for name, (_, _, read) in tensors.items():
-      path, _ = network.parameters[name]
+      path, shape = network.parameters[name]
       array = _from_torch(path, np.asarray(read()))
-      flat[path] = put(array.astype(_dtype(network, array)))
+      flat[path] = put(array.astype(dtype if len(shape) > 1 else np.float32))
   return flax.traverse_util.unflatten_dict(flat)
-
-
-def shapes(network, sharding):
-  """Returns the shapes of what `load` returns, placed so; reads nothing."""
-  flat = {}
-  for path, shape in network.parameters.values():
-    like = _from_torch(path, np.broadcast_to(np.float32(0), shape))
-    flat[path] = jax.ShapeDtypeStruct(
-      like.shape, _dtype(network, like), sharding=sharding
-    )
-  return flax.traverse_util.unflatten_dict(flat)
-
-
-def _dtype(network, array):
-  return jnp.dtype(network.dtype if array.ndim > 1 else 'float32')
 
 
 def _raise_for(network, tensors):
