@@ -28,14 +28,22 @@ class Pipeline:
     side: of the pictures that the UNet was trained on, in pixels.
   """
 
-  def __init__(self, networks, load, prompts, noise, side, mesh):
-    self.networks, self.side = networks, side
-    self._load, self._mesh = load, mesh
-    self._prompts, self._noise = prompts, noise
+  def __init__(self, found, prompts, noise, mesh):
+    self.networks = generation.Networks(
+      **{kind: one.module for kind, one in found.items()}
+    )
+    self.side = self.networks.unet.sample_size * self.networks.vae.multiple
+    self._found, self._prompts = found, prompts
+    self._noise, self._mesh = noise, mesh
 
   @functools.cached_property
   def _params(self):
-    return self._load()
+    put = functools.partial(
+      jax.device_put, device=sharding.replicated(self._mesh)
+    )
+    return {
+      kind: weights_lib.load(one, put) for kind, one in self._found.items()
+    }
 
   @classmethod
   def from_pretrained(
@@ -61,15 +69,7 @@ class Pipeline:
     mesh = mesh or sharding.local_mesh()
     put = functools.partial(jax.device_put, device=sharding.replicated(mesh))
     encode = prompts.Prompts(found.pop('text_encoder'), tokenizer, put)
-
-    def load():
-      return {kind: weights_lib.load(one, put) for kind, one in found.items()}
-
-    networks = generation.Networks(
-      **{kind: one.module for kind, one in found.items()}
-    )
-    side = found['unet'].module.sample_size * networks.vae.multiple
-    return cls(networks, load, encode, noise, side, mesh)
+    return cls(found, encode, noise, mesh)
 
   def run(
     self,
@@ -121,15 +121,9 @@ class Pipeline:
     count = len(gray)
     # The last picture again, until all devices have as many.
     rows = np.arange(sharding.round_up(self._mesh, count)).clip(max=count - 1)
-    made = generation.generate_batch(
-      self.networks,
-      self._mesh,
-      not study,
-      self._params,
-      shared,
-      gray[rows],
-      keys[rows],
-    )
+    static = self.networks, self._mesh, not study
+    inputs = shared, gray[rows], keys[rows]
+    made = generation.generate_batch(*static, self._params, *inputs)
     made = np.asarray(made)[:count]
     if not np.isfinite(made).all():
       raise FloatingPointError(
