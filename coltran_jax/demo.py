@@ -219,7 +219,7 @@ def build(colorizer, folder, fast=False):
         grid = gr.Gallery(
           label='All, the most likely first: click to see one above',
           allow_preview=False,
-          columns=4,
+          columns=2,
           fit_columns=False,
           elem_id='grid',
         )
