@@ -13,7 +13,8 @@ Variants, joined by commas (`configs/spatial_upsampler.py:finetune,debug`):
 - 512: not the paper's: 64 pixels to 512, each picture's rows split over 8
   devices by `--set mesh.seq=8`. Compiled for a v5e-16 it needs 7.1 GB of the
   16 GB of a chip.
-- 1024: the same; `--set mesh.seq=8 --set accumulate=4` needs 5.8 GB there.
+- 1024: the same, with `--set accumulate=4` for parts of 2 pictures: a step of
+  one, compiled alone, needs 5.8 GB there.
 - sports: from nothing on the 100-sports photos, small, for a CPU.
 - debug: tiny, ends within a minute on two cores.
 """
