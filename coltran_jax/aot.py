@@ -38,7 +38,7 @@ class AotError(Exception):
 class Report:
   """What one program is estimated to need, JSON-ready.
 
-  program: one of PROGRAMS. chip: its name. devices: that run it. batch: pictures
+  program: one of PROGRAMS, or another's name. chip: its name. devices: that run it. batch: pictures
   of all devices. hbm, hbm_available, over: bytes a device, at its fullest; over
   is what there is too little, 0 if it fits. Of what does not fit nothing else is
   known. flops: of the products that the model asks for, a device. bytes: to and
@@ -102,7 +102,7 @@ def compile_all(config, topology, programs=PROGRAMS):
     traced, batch, used = _trace(trainer, program)
     if traced is not None:
       work = flops.of_jaxpr(_without_remat(trainer, program, traced).jaxpr)
-      yield _report(program, traced, chip, used, batch, work / used)
+      yield report(program, traced, chip, used, batch, work / used)
 
 
 def _trace(trainer, program):
@@ -155,30 +155,40 @@ def _without_remat(trainer, program, traced):
   return trainers.Trainer(config, trainer.mesh).trace_train_step()
 
 
-def _report(program, traced, chip, used, batch, work):
-  report = Report(program, chip.name, used, batch, 0, chip.hbm)
+def report(program, traced, chip, used, batch, work):
+  """Returns the Report of a traced program, which it compiles.
+
+  Args:
+    program: its name.
+    chip: of `tpu_chips`.
+    used, batch: devices that run it, pictures of all of them.
+    work: FLOPs of its products, a device.
+
+  Raises AotError if the compiler fails for another reason than memory.
+  """
+  made = Report(program, chip.name, used, batch, 0, chip.hbm)
   try:
     compiled = traced.lower().compile()
   except jax.errors.JaxRuntimeError as error:
-    report.hbm, report.hbm_available = _too_much(str(error))
-    report.over = report.hbm - report.hbm_available
-    return report
+    made.hbm, made.hbm_available = _too_much(str(error))
+    made.over = made.hbm - made.hbm_available
+    return made
   memory = compiled.memory_analysis()
   cost = tpu_cost.estimate(tpu_program.parse(compiled.as_text()))
-  report.hbm = memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
-  report.over = max(0, report.hbm - chip.hbm)
-  report.flops, report.bytes = work, cost.bytes
-  report.collectives = cost.collectives
-  report.compute_seconds = cost.cycles / chip.clock
-  report.hbm_seconds = cost.bytes / chip.bandwidth
-  report.mfu = work / chip.peak / report.seconds
-  report.sources = [
+  made.hbm = memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
+  made.over = max(0, made.hbm - chip.hbm)
+  made.flops, made.bytes = work, cost.bytes
+  made.collectives = cost.collectives
+  made.compute_seconds = cost.cycles / chip.clock
+  made.hbm_seconds = cost.bytes / chip.bandwidth
+  made.mfu = work / chip.peak / made.seconds
+  made.sources = [
     [cycles / chip.clock, source]
     for source, cycles in cost.sources.most_common()
   ]
-  report.uncounted = dict(cost.uncounted)
-  report.unknown_loops = cost.unknown_loops
-  return report
+  made.uncounted = dict(cost.uncounted)
+  made.unknown_loops = cost.unknown_loops
+  return made
 
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 
-from coltran_jax import command
+from coltran_jax import cli_diffusion, command
 
 
 def add(commands):
@@ -13,11 +13,17 @@ def add(commands):
     'aot',
     help='what a config needs on a TPU, compiled without one',
     description='Compile the train step, evaluation step and sampler of a '
-    'config for a TPU topology and print what they need: an estimate. Exits '
-    'with 1 if something does not fit. Needs the extra [aot].',
+    'config, or Stable Diffusion with a ControlNet, for a TPU topology and print '
+    'what they need: an estimate. Exits with 1 if something does not fit. Needs '
+    'the extra [aot].',
   )
-  aot.add_argument(
-    '--config', required=True, metavar='FILE[:ARG]', help='of configs/'
+  what = aot.add_mutually_exclusive_group(required=True)
+  what.add_argument('--config', metavar='FILE[:ARG]', help='of configs/')
+  what.add_argument(
+    '--controlnet',
+    metavar='DIR',
+    help='instead: one picture by this ControlNet and the Stable Diffusion of '
+    '--weights, on one device; no tensors are read',
   )
   aot.add_argument(
     '--topology',
@@ -38,6 +44,23 @@ def add(commands):
     choices=('train_step', 'eval_step', 'sampler'),
     help='only this one; may be given again',
   )
+  diffusion = aot.add_argument_group('for --controlnet')
+  diffusion.add_argument('--weights', metavar='DIR')
+  diffusion.add_argument(
+    '--side', type=command.count, default=512, help='pixels (default: 512)'
+  )
+  diffusion.add_argument(
+    '--dtype',
+    choices=('float32', 'bfloat16'),
+    default='bfloat16',
+    help='default: bfloat16',
+  )
+  diffusion.add_argument(
+    '--attention',
+    choices=('auto', 'full', 'chunked'),
+    default='chunked',
+    help='default: chunked',
+  )
   aot.add_argument('--json', action='store_true', help='print JSON instead')
   aot.set_defaults(run=_aot, quiet=False)
 
@@ -45,16 +68,17 @@ def add(commands):
 def _aot(args):
   os.environ['JAX_PLATFORMS'] = 'cpu'  # Whatever is here, it is not asked.
 
-  from coltran_jax import aot, aot_table, configuration
+  from coltran_jax import aot, aot_table
+  from coltran_jax.diffusion import files
 
   try:
-    config = configuration.load(args.config, args.set)
-    programs = args.program or aot.PROGRAMS
-    reports = list(aot.compile_all(config, args.topology, programs))
-  except (configuration.ConfigError, ValueError) as error:
-    return command.fail(error, command.EXIT_USAGE)
+    reports = _of_controlnet(args) if args.controlnet else _of_config(args)
   except aot.AotError as error:
     return command.fail(error, command.EXIT_FAILED)
+  except files.WeightsError as error:
+    return command.fail(error, command.EXIT_WEIGHTS)
+  except (cli_diffusion.OptionError, ValueError) as error:
+    return command.fail(error, command.EXIT_USAGE)
   if args.json:
     rows = [dataclasses.asdict(r) | {'seconds': r.seconds} for r in reports]
     print(json.dumps({'note': aot_table.NOTE, 'programs': rows}, indent=2))
@@ -64,3 +88,29 @@ def _aot(args):
   for line in problems:
     command.fail(line, command.EXIT_FAILED)
   return command.EXIT_FAILED if problems else 0
+
+
+def _of_config(args):
+  from coltran_jax import aot, configuration
+
+  config = configuration.load(args.config, args.set)
+  programs = args.program or aot.PROGRAMS
+  return list(aot.compile_all(config, args.topology, programs))
+
+
+def _of_controlnet(args):
+  if not args.weights:
+    raise cli_diffusion.OptionError('no Stable Diffusion: give --weights DIR')
+  with cli_diffusion.installed():
+    from coltran_jax import aot_diffusion
+
+  return [
+    aot_diffusion.compile_picture(
+      args.weights,
+      args.controlnet,
+      args.topology,
+      args.side,
+      args.dtype,
+      args.attention,
+    )
+  ]

@@ -74,7 +74,7 @@ def colorizer(args, weights):
     raise OptionError('no ControlNet: give --controlnet DIR')
   if args.study and args.strength is not None:
     raise OptionError('--study starts from noise: leave out --strength')
-  with _installed():
+  with installed():
     from coltran_jax import diffusion_pipeline
 
   made = diffusion_pipeline.DiffusionColorizer.from_pretrained(
@@ -89,7 +89,7 @@ def colorizer(args, weights):
 
 
 @contextlib.contextmanager
-def _installed():
+def installed():
   """Says what to install where an import within fails."""
   try:
     yield
@@ -121,7 +121,7 @@ def add(commands):
 
 def _check(args):
   try:
-    with _installed():
+    with installed():
       from coltran_jax.diffusion import parts
   except OptionError as error:
     return command.fail(error, command.EXIT_USAGE)

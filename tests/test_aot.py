@@ -340,3 +340,32 @@ def test_a_train_step_needs_what_it_needed(stage, fixtures):
   expected = recorded[stage]
   assert made.pop('collectives') == expected.pop('collectives')
   assert made == pytest.approx(expected, rel=0.05), json.dumps(made)
+
+
+def test_the_command_compiles_a_controlnet_without_its_tensors(
+  capsys, fixtures, tmp_path
+):
+  folder = fixtures / 'diffusion' / 'pipe'
+  options = ('--topology', 'v5e:2x2', '--side', 32, '--json')
+  code, out, err = run(
+    capsys, '--controlnet', folder / 'controlnet', '--weights', folder, *options
+  )
+  assert (code, err) == (0, '')
+  (made,) = json.loads(out)['programs']
+  assert (made['program'], made['devices'], made['over']) == (
+    'controlnet',
+    1,
+    0,
+  )
+  assert made['flops'] > 0 < made['compute_seconds']
+  for change, message, code in (
+    (('--controlnet', tmp_path, '--weights', folder), 'config.json', 3),
+    (('--controlnet', folder), 'give --weights', 2),
+    (
+      ('--controlnet', folder / 'controlnet', '--weights', folder, '--side', 3),
+      'must be a multiple',
+      2,
+    ),
+  ):
+    found, _, err = run(capsys, *options, *change)
+    assert (found, message in err) == (code, True), err

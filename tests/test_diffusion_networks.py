@@ -60,6 +60,13 @@ def error_of(found, expected):
   return np.abs(found - expected).max() / np.abs(expected).max()
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_shapes_are_those_of_what_is_loaded(pipe, dtype):
+  network = weights.find(pipe / 'unet', 'unet', dtype=dtype)
+  loaded = jax.eval_shape(lambda: weights.load(network))
+  assert weights.shapes(network) == loaded
+
+
 def test_the_unet_gives_torch_s_noise(networks, recorded):
   inputs = (recorded['latents'], recorded['timesteps'], recorded['context'])
   residuals = networks['controlnet'](*inputs, recorded['condition'])

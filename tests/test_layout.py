@@ -57,7 +57,7 @@ ROWS = [
     'convert.tf_checkpoint',
   },
   {'convert', 'batch', 'train', 'cnn_pipeline', 'diffusion_pipeline', 'aot'},
-  {'evaluation.colorings', 'cli_diffusion', 'demo', 'doctor'},
+  {'evaluation.colorings', 'cli_diffusion', 'demo', 'doctor', 'aot_diffusion'},
   {'cli_colorize', 'cli_evaluate', 'cli_aot'},
   {'cli', ''},
 ]

@@ -154,14 +154,27 @@ def load(network, put=jax.device_put):
     WeightsError: missing, unknown or misshapen tensors; a damaged file; a
       pickle; one that needs PyTorch, which is not there.
   """
-  flat, dtype = {}, jnp.dtype(network.dtype)
+  flat = {}
   with _open(network.file) as tensors:
     _raise_for(network, tensors)
     for name, (_, _, read) in tensors.items():
       path, shape = network.parameters[name]
       array = _from_torch(path, np.asarray(read()))
-      flat[path] = put(array.astype(dtype if len(shape) > 1 else np.float32))
+      flat[path] = put(array.astype(_dtype(network, shape)))
   return flax.traverse_util.unflatten_dict(flat)
+
+
+def shapes(network):
+  """Returns shapes and dtypes of what `load` returns; reads nothing."""
+  flat = {}
+  for path, shape in network.parameters.values():
+    ours = _from_torch(path, np.broadcast_to(0, shape)).shape
+    flat[path] = jax.ShapeDtypeStruct(ours, _dtype(network, shape))
+  return flax.traverse_util.unflatten_dict(flat)
+
+
+def _dtype(network, shape):
+  return jnp.dtype(network.dtype if len(shape) > 1 else 'float32')
 
 
 def _raise_for(network, tensors):
