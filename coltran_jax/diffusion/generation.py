@@ -60,15 +60,12 @@ def generate(
   condition = repeat(condition)
 
   def predict_noise(latents, timestep):
-    # Tied to the step, or a CPU's compiler would take a copy of all weights in
-    # float32 out of the loop, where they are bfloat16.
-    held, latents = jax.lax.optimization_barrier((params, latents))
     inputs = (repeat(latents), repeat(timestep), context)
     residuals = networks.controlnet.apply(
-      {'params': held['controlnet']}, *inputs, condition
+      {'params': params['controlnet']}, *inputs, condition
     )
     residuals = [scale.astype(one.dtype) * one for one in residuals]
-    made = networks.unet.apply({'params': held['unet']}, *inputs, residuals)
+    made = networks.unet.apply({'params': params['unet']}, *inputs, residuals)
     return made[0] + guidance * (made[-1] - made[0])
 
   def autoencoder(x, method):
