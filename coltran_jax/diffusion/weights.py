@@ -20,6 +20,7 @@ import safetensors
 from coltran_jax.diffusion import architectures, files
 
 _DTYPES = ('F32', 'F16', 'BF16', 'F64')
+_AT_ONCE = 1 << 26  # Numbers.
 _SHOWN = 5  # Problems in a message.
 # Names of attention in VAEs that were published before diffusers 0.13.
 _OLD_NAMES = {
@@ -144,7 +145,7 @@ def load(network, put=jax.device_put):
   """Returns the parameters of a network, in the dtype of its products.
 
   Vectors (biases, and all of the norms) are float32. Memory beyond the result:
-  one tensor.
+  some tensors (`_AT_ONCE`), as an open file keeps in memory what was read of it.
 
   Args:
     network: of `find`.
@@ -155,13 +156,26 @@ def load(network, put=jax.device_put):
       pickle; one that needs PyTorch, which is not there.
   """
   flat = {}
-  with _open(network.file) as tensors:
-    _raise_for(network, tensors)
-    for name, (_, _, read) in tensors.items():
-      path, shape = network.parameters[name]
-      array = _from_torch(path, np.asarray(read()))
-      flat[path] = put(array.astype(_dtype(network, shape)))
+  check(network)
+  for names in _groups(network):
+    with _open(network.file) as tensors:
+      for name in names:
+        path, shape = network.parameters[name]
+        array = _from_torch(path, np.asarray(tensors[name][2]()))
+        flat[path] = put(array.astype(_dtype(network, shape)))
   return flax.traverse_util.unflatten_dict(flat)
+
+
+def _groups(network):
+  """Yields lists of names whose tensors are read with the file open once."""
+  names, size = [], 0
+  for name, (_, shape) in network.parameters.items():
+    names.append(name)
+    size += math.prod(shape)
+    if size > _AT_ONCE:
+      yield names
+      names, size = [], 0
+  yield names
 
 
 def shapes(network):
