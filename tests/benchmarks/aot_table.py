@@ -1,8 +1,8 @@
 """Compiles the train step of all configs for pods, and puts a table into the
-README: `python tests/benchmarks/aot_table.py RESULTS.jsonl`.
+README: `python tests/benchmarks/aot_table.py`.
 
 Each of the fifteen takes one to seven minutes on two cores. Its result is
-appended to the file; what is there is not compiled again, so that an ended run
+appended to a file (aot_table.jsonl); what is there is not compiled again, so that an ended run
 goes on.
 """
 
@@ -33,7 +33,8 @@ START, END = '<!-- table of aot_table.py -->', '<!-- end of the table -->'
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('results', type=pathlib.Path)
+  beside = pathlib.Path(__file__).with_suffix('.jsonl')
+  parser.add_argument('results', type=pathlib.Path, nargs='?', default=beside)
   args = parser.parse_args()
   done = {}
   if args.results.exists():
