@@ -2,8 +2,8 @@
 README: `python tests/benchmarks/aot_table.py`.
 
 Each of the fifteen takes one to seven minutes on two cores. Its result is
-appended to a file (aot_table.jsonl); what is there is not compiled again, so that an ended run
-goes on.
+appended to a file (aot_table.jsonl); what is there is not compiled again, so that
+an ended run goes on.
 """
 
 import argparse
