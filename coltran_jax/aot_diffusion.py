@@ -10,8 +10,6 @@ from coltran_jax import aot, flops, sharding, tpu_chips
 from coltran_jax.diffusion import generation, parts, pipeline, schedulers
 from coltran_jax.diffusion import weights as weights_lib
 
-_TOKENS = 77
-
 
 def compile_picture(
   weights, controlnet, topology, side, dtype='bfloat16', attention='chunked'
@@ -35,7 +33,7 @@ def compile_picture(
   chip = tpu_chips.of_topology(topology)
   found = parts.find(weights, controlnet, dtype, attention)
   text = found.pop('text_encoder').module
-  noise, _ = parts.texts(weights, text)
+  noise, tokenizer = parts.texts(weights, text)
   networks = generation.Networks(**{k: one.module for k, one in found.items()})
   if side < 1 or side % networks.multiple:
     raise ValueError(
@@ -44,7 +42,12 @@ def compile_picture(
   mesh = sharding.make_mesh(data=1, devices=aot.devices(topology)[:1])
   table = schedulers.table(noise, 'unipc', pipeline.STEPS, pipeline.STRENGTH)
   shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-  shared = (table, shape((2, _TOKENS, text.features)), shape(()), shape(()))
+  shared = (
+    table,
+    shape((2, tokenizer.length, text.features)),
+    shape(()),
+    shape(()),
+  )
   inputs = (
     {kind: weights_lib.shapes(one) for kind, one in found.items()},
     jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shared),

@@ -33,8 +33,9 @@ class UsageError(ValueError):
 class Job:
   """One photo (a path, or '-'), its outputs, and pictures of them or None.
 
-  sheet: of all outputs. uncertainty: of the photo's. No outputs mean stdout. format: what to write, None for the photo's own.
-  error: why it cannot be done at all, or None.
+  sheet: of all outputs. uncertainty: of the photo's. No outputs mean stdout.
+  format: what to write, None for the photo's own. error: why it cannot be done
+  at all, or None.
   """
 
   source: str

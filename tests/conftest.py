@@ -47,6 +47,16 @@ def study_tensors(fixtures):
     return {k[2:]: v for k, v in arrays.items() if k.startswith('w:')}
 
 
+@pytest.fixture(scope='session')
+def weights(fixtures, tmp_path_factory):
+  """A checkpoint directory, not to be changed: real resolutions, width 16."""
+  from coltran_jax import convert
+
+  folder = tmp_path_factory.mktemp('weights')
+  convert.convert(fixtures / 'pipeline' / 'tf_checkpoints', folder)
+  return folder
+
+
 @pytest.fixture
 def no_cache(monkeypatch):
   """Leaves the user's cache and this process's settings alone."""

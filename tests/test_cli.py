@@ -51,11 +51,9 @@ class Gray:
 
 
 @pytest.fixture(scope='module')
-def weights(fixtures, tmp_path_factory):
-  """A checkpoint directory: real resolutions, width 16."""
-  folder = tmp_path_factory.mktemp('weights')
-  convert.convert(fixtures / 'pipeline' / 'tf_checkpoints', folder)
-  return str(folder)
+def weights(weights):
+  """As a command gets it."""
+  return str(weights)
 
 
 @pytest.fixture

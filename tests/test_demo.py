@@ -10,17 +10,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 import skimage.data
 
-from coltran_jax import cli, convert, demo, pipeline
+from coltran_jax import cli, demo, pipeline
 
 pytestmark = pytest.mark.usefixtures('no_cache')
 PHOTO = skimage.data.coffee()[..., 1].copy()  # 400x600
-
-
-@pytest.fixture(scope='module')
-def weights(fixtures, tmp_path_factory):
-  folder = tmp_path_factory.mktemp('weights')
-  convert.convert(fixtures / 'pipeline' / 'tf_checkpoints', folder)
-  return folder
 
 
 @pytest.fixture(scope='module')

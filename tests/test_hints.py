@@ -8,7 +8,6 @@ import pytest
 from coltran_jax import (
   cli,
   color,
-  convert,
   hints,
   image,
   photo,
@@ -23,14 +22,6 @@ DISC = (ROWS - 48) ** 2 + (COLUMNS - 60) ** 2 < 30**2
 PHOTO = np.where(DISC, 170, 90).astype(np.uint8)
 RED = (220, 60, 40)
 BOTTOM = (60, 74, RED)  # The disc's, so that most of it is drawn before.
-
-
-@pytest.fixture(scope='module')
-def weights(fixtures, tmp_path_factory):
-  """A checkpoint directory: real resolutions, width 16, random."""
-  folder = tmp_path_factory.mktemp('weights')
-  convert.convert(fixtures / 'pipeline' / 'tf_checkpoints', folder)
-  return folder
 
 
 @pytest.fixture(scope='module')

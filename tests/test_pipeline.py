@@ -26,14 +26,6 @@ COLOR = skimage.data.coffee()
 
 
 @pytest.fixture(scope='module')
-def weights(fixtures, tmp_path_factory):
-  """A checkpoint directory: real resolutions, width 16."""
-  folder = tmp_path_factory.mktemp('weights')
-  convert.convert(fixtures / 'pipeline' / 'tf_checkpoints', folder)
-  return folder
-
-
-@pytest.fixture(scope='module')
 def colorizer(weights):
   return pipeline.Colorizer.from_pretrained(weights)
 
