@@ -16,8 +16,8 @@ def compile_picture(
 ):
   """Returns the `aot.Report` of one picture by one device of a topology.
 
-  From photo to picture as `diffusion.pipeline.Pipeline.run` does it, all steps,
-  without the text encoder, which is done before.
+  From photo to picture as `diffusion.pipeline.Pipeline.run` does it, all steps
+  in one program, without the text encoder, which is done before.
 
   Args:
     weights, controlnet, dtype, attention: as of `Pipeline.from_pretrained`;
@@ -42,19 +42,23 @@ def compile_picture(
   mesh = sharding.make_mesh(data=1, devices=aot.devices(topology)[:1])
   table = schedulers.table(noise, 'unipc', pipeline.STEPS, pipeline.STRENGTH)
   shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-  shared = (
-    table,
-    shape((2, tokenizer.length, text.features)),
-    shape(()),
-    shape(()),
-  )
   inputs = (
     {kind: weights_lib.shapes(one) for kind, one in found.items()},
-    jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shared),
-    jax.ShapeDtypeStruct((1, side, side), np.uint8),
-    jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1)),
+    jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), table),
+    (shape((2, tokenizer.length, text.features)), shape(()), shape(())),
+    jax.ShapeDtypeStruct((side, side), np.uint8),
+    jax.eval_shape(lambda: jax.random.key(0)),
   )
   inputs = sharding.shapes(inputs, sharding.replicated(mesh))
-  traced = generation.generate_batch.trace(networks, mesh, True, *inputs)
+
+  def picture(params, table, shared, gray, key):
+    condition, carry = generation.begin(
+      networks, True, params, table.scale[0], gray, key
+    )
+    return generation.generate(
+      networks, params, table, shared, condition, carry[0]
+    )
+
+  traced = jax.jit(picture).trace(*inputs)
   work = flops.of_jaxpr(traced.jaxpr.jaxpr)
   return aot.report('controlnet', traced, chip, 1, 1, work)

@@ -6,6 +6,7 @@ UNet through the ControlNet. Axes: B batch, H height, W width.
 """
 
 import functools
+import operator
 
 import jax
 import numpy as np
@@ -112,25 +113,44 @@ class Pipeline:
       )
     table = self.table(strength, steps, sampler, study)
     texts = (negative_prompt, prompt) if guidance > 1 else (prompt,)
-    shared = (
-      table,
-      self._prompts(*texts),
-      np.float32(guidance),
-      np.float32(scale),
-    )
-    count = len(gray)
-    # The last picture again, until all devices have as many.
-    rows = np.arange(sharding.round_up(self._mesh, count)).clip(max=count - 1)
-    static = self.networks, self._mesh, not study
-    inputs = shared, gray[rows], keys[rows]
-    made = generation.generate_batch(*static, self._params, *inputs)
-    made = np.asarray(made)[:count]
+    shared = self._prompts(*texts), np.float32(guidance), np.float32(scale)
+    made = self._generate(table, shared, gray, keys, not study)
     if not np.isfinite(made).all():
       raise FloatingPointError(
         'the networks gave numbers that are not finite: the weights are '
         'damaged, or too large for this dtype (float32 takes all)'
       )
     return np.rint(made * 255).astype(np.uint8)
+
+  def _generate(self, table, shared, gray, keys, from_photo):
+    """Returns float32 [B, H, W, 3], 0..1; a picture a device at a time."""
+    size = sharding.parts(self._mesh)
+    made = []
+    for first in range(0, len(gray), size):
+      # The last picture again, until all devices have one.
+      rows = np.arange(first, first + size).clip(max=len(gray) - 1)
+      made.append(
+        self._pictures(table, shared, gray[rows], keys[rows], from_photo)
+      )
+    return np.concatenate(made)[: len(gray)]
+
+  def _pictures(self, table, shared, gray, keys, from_photo):
+    def run(part, static, shared, *inputs):
+      return generation.on_each_device(
+        part,
+        (self.networks, *static),
+        self._mesh,
+        (self._params, *shared),
+        inputs,
+      )
+
+    condition, carry = run(
+      generation.begin, (from_photo,), (table.scale[0],), gray, keys
+    )
+    for step in range(len(table.timesteps)):
+      row = jax.tree.map(operator.itemgetter(step), table)
+      carry = run(generation.advance, (), (shared, row), condition, carry)
+    return np.asarray(run(generation.finish, (), (), carry[0]))
 
   def table(self, strength=STRENGTH, steps=STEPS, sampler='unipc', study=False):
     """Returns the `schedulers.Table` of options of `run`, or ValueError."""

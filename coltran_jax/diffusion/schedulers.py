@@ -210,27 +210,41 @@ def _table(timesteps, alpha, sigma, correct, predict):
   )
 
 
-def run(table, predict_noise, latents):
-  """Returns clean latents of noisy ones, in one loop.
+def start(latents):
+  """Returns what `step` carries before the first step, of noisy latents."""
+  zero = jnp.zeros_like(latents)
+  return latents, zero, zero, zero
+
+
+def step(row, predict_noise, carry):
+  """Returns carry after one step; its first array are the latents.
 
   Args:
-    table: of `table`.
+    row: of `table`, all that has one entry a step.
     predict_noise: function of (latents, timestep []) -> noise, as large.
-    latents: float32, any shape, at the noise of the first timestep.
+    carry: latents at the noise of this timestep, those before, and the last two
+      estimates of clean ones.
+  """
+  x, last, one_ago, two_ago = carry
+  alpha, sigma = row.scale
+  clean = (x - sigma * predict_noise(x, row.timesteps)) / alpha
+  past = (x, last, clean, one_ago, two_ago)
+  x = sum(weight * one for weight, one in zip(row.correct, past, strict=True))
+  now = (x, clean, one_ago)
+  following = sum(
+    weight * one for weight, one in zip(row.predict, now, strict=True)
+  )
+  return following, x, clean, one_ago
+
+
+def run(table, predict_noise, latents):
+  """Returns clean latents of noisy ones, all steps in one loop.
+
+  table: of `table`. The rest as of `start` and `step`.
   """
 
-  def step(carry, row):
-    x, last, one_ago, two_ago = carry
-    alpha, sigma = row.scale
-    clean = (x - sigma * predict_noise(x, row.timesteps)) / alpha
-    past = (x, last, clean, one_ago, two_ago)
-    x = sum(weight * one for weight, one in zip(row.correct, past, strict=True))
-    now = (x, clean, one_ago)
-    following = sum(
-      weight * one for weight, one in zip(row.predict, now, strict=True)
-    )
-    return (following, x, clean, one_ago), None
+  def body(carry, row):
+    return step(row, predict_noise, carry), None
 
-  zero = jnp.zeros_like(latents)
-  (latents, *_), _ = jax.lax.scan(step, (latents, zero, zero, zero), table)
+  (latents, *_), _ = jax.lax.scan(body, start(latents), table)
   return latents
