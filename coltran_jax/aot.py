@@ -134,7 +134,7 @@ def _trace_sampler(trainer):
   batch = sampling.TILE * shards
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
-  shape = (batch, *trainer.model.resolution)
+  shape = (batch, *trainer.model.gray_resolution)
   sample = functools.partial(sampling.sample, trainer.model, mesh=mesh)
   traced = jax.jit(sample).trace(
     sharding.shapes(trainer.state_shapes.params, sharding.replicated(mesh)),

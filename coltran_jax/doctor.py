@@ -164,7 +164,9 @@ def _picture():
 def _grays(colorizer):
   """Returns the picture's (gray [1, h, w], gray [1, H, W]) for the stages."""
   full = image.fit(_picture(), colorizer.side('spatial_upsampler'))[0]
-  low = image.square(full, colorizer.side('colorizer'))
+  low = image.square(
+    full, max(colorizer.stages['colorizer'][0].gray_resolution)
+  )
   return low[None].astype(np.int32), full[None].astype(np.int32)
 
 

@@ -7,7 +7,7 @@ returns one number a picture, so that a padded evaluation can leave some out.
 
 - model, variables: the module and its collections ('params' and, for the CNN,
   'batch_stats').
-- batch: 'image' uint8 [B, H, W, 3] at the model's resolution and, in training,
+- batch: 'image' uint8 [B, H, W, 3] at `models.picture_resolution` and, in training,
   'channel' int [B], 0..2, the one that an upsampler is asked for.
 - train: dropout and batch statistics, and one channel instead of all three.
 - rngs: {'dropout': key} in training.
@@ -26,6 +26,7 @@ import numpy as np
 
 from coltran_jax import color
 from coltran_jax.evaluation import lpips
+from coltran_jax.models import layers
 
 
 def bits_per_dim(logits, labels):
@@ -49,13 +50,19 @@ def colorizer(
 ):
   """Returns the loss of the coarse colours, see the top (section 3).
 
-  parallel_weight: share of the encoder's own prediction, where it makes one.
+  parallel_weight: share of the encoder's own prediction, where it makes one. At
+  1 the encoder is trained alone, at half the cost of a step.
   input_noise: share of the codes that, in training, the decoders see replaced
   by draws from that prediction. While sampling they see draws, too, some of
   them poor; a model that only ever saw truth lets one poor draw breed others.
   """
   del frozen
-  gray, codes = color.to_gray(batch['image']), color.to_codes(batch['image'])
+  gray = color.to_gray(batch['image'])
+  codes = color.to_codes(layers.shrink(batch['image'], model.gray_patch))
+  if train and parallel_weight == 1:
+    logits = model.apply(variables, gray, rngs=rngs, method=_parallel)
+    loss = bits_per_dim(logits, codes)
+    return loss, {'parallel_bits_per_dim': loss}, {}
   if train and input_noise:
     forward = functools.partial(_noisy_colorizer, share=input_noise)
     logits, aux = model.apply(variables, gray, codes, rngs=rngs, method=forward)
@@ -68,6 +75,10 @@ def colorizer(
     metrics['parallel_bits_per_dim'] = parallel
     loss = (1 - parallel_weight) * loss + parallel_weight * parallel
   return loss, metrics, {}
+
+
+def _parallel(model, gray):
+  return model.parallel(model.encode(gray, train=True))
 
 
 def _noisy_colorizer(model, gray, codes, share):
@@ -106,21 +117,18 @@ def spatial_upsampler(
 
 
 def blurred(image, low_resolution):
-  """Returns int32 [B, H, W, 3] of uint8 pictures, scaled down and up by area.
+  """Returns int32 [B, S, S, 3] of uint8 pictures, scaled down and up by area.
 
-  What `image.resize` gives, rounding included: the shares of an area resize by
-  a whole number are equal. Raises ValueError if it is none.
+  Raises ValueError if low_resolution does not divide S.
   """
-  batch, height, width, channels = image.shape
-  if height % low_resolution or width % low_resolution:
+  height, width = image.shape[1:3]
+  factor, rest = divmod(height, low_resolution)
+  if rest or height != width:
     raise ValueError(
       f'low_resolution {low_resolution} does not divide {height}x{width}'
     )
-  shape = (low_resolution, height // low_resolution)
-  shape += (low_resolution, width // low_resolution)
-  cells = image.reshape(batch, *shape, channels).astype(jnp.float32)
-  low = jnp.round(cells.mean(axis=(2, 4), keepdims=True))
-  return jnp.broadcast_to(low, cells.shape).reshape(image.shape).astype('int32')
+  low = layers.shrink(image, factor)
+  return low.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
 def _upsampler(model, variables, batch, symbols, train, rngs):

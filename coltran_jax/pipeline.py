@@ -146,14 +146,14 @@ class Colorizer:
     keys = sample_keys(seed, num_samples)
     pixels = photo.eight_bit(read.pixels)
     side = self.side('colorizer' if fast else 'spatial_upsampler')
-    if size == 'original':
-      picture, box = image.fit(pixels, side)
-    else:
-      picture, box = image.square(pixels, side), (0, 0, side, side)
-    small = gray(image.square(picture, self.side('colorizer')))
+    picture, box = _framed(pixels, side, size)
+    seen = max(self.stages['colorizer'][0].gray_resolution)
+    fine = picture if side >= seen else _framed(pixels, seen, size)[0]
+    small = gray(image.square(fine, seen))
     prior = None
     if guide:
-      prior = hints.prior(guide, pixels.shape[:2], side, small)
+      coarse = self._coarse(small[None])[0]
+      prior = hints.prior(guide, pixels.shape[:2], side, coarse)
       prior = np.broadcast_to(prior, (num_samples, *prior.shape))
     stages = self.run(
       np.repeat(small[None], num_samples, axis=0),
@@ -206,8 +206,8 @@ class Colorizer:
   ):
     """Returns the `Stages` of gray pictures.
 
-    gray: int [B, h, w] at stage one's resolution. gray_full: int [B, H, W] at
-    stage three's, or None to leave it out. keys: [B]. prior: float
+    gray: int [B, h, w] at stage one's `gray_resolution`. gray_full: int [B, H, W]
+    at stage three's, or None to leave it out. keys: [B]. prior: float
     [B, h, w, 512], see `sampling.sample`. uncertainty: also give the entropy.
     """
     sample = sampling.sample(
@@ -240,7 +240,9 @@ class Colorizer:
     """
     symbols = color.codes_to_symbols(codes)
     low = np.asarray(
-      sampling.upsample(*self.stages['color_upsampler'], gray, symbols, sampler)
+      sampling.upsample(
+        *self.stages['color_upsampler'], self._coarse(gray), symbols, sampler
+      )
     )
     full = None
     if gray_full is not None:
@@ -255,6 +257,10 @@ class Colorizer:
         )
       )
     return np.asarray(color.from_symbols(symbols)), low, full
+
+  def _coarse(self, gray):
+    """Returns int [B, h, w], stage one's gray as coarse as its colours."""
+    return np.asarray(self.stages['colorizer'][0].coarse_gray(gray))
 
   def side(self, stage):
     """Returns the side in pixels of the squares that a stage works on."""
@@ -345,6 +351,13 @@ def _check_resolutions(directory, stages):
       f'{directory}: the colorizer works at {sizes["colorizer"]}, the color '
       f'upsampler at {sizes["color_upsampler"]}; they do not belong together'
     )
+
+
+def _framed(pixels, side, size):
+  """Returns (square of that side, box of the photo in it) for a size."""
+  if size == 'original':
+    return image.fit(pixels, side)
+  return image.square(pixels, side), (0, 0, side, side)
 
 
 def _placed(cells, side, box):

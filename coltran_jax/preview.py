@@ -31,15 +31,20 @@ def sheet(trainer, variables, source):
     trainer.model, variables, pictures, config.loss.to_dict()
   )
   gray = np.asarray(color.to_gray(pictures))[..., None].astype(np.uint8)
-  enlarge = max(1, _LEAST // pictures.shape[1])
+  side = max(_LEAST, pictures.shape[1])
   cells = [
-    one.repeat(enlarge, 0).repeat(enlarge, 1)
+    _enlarged(one, side)
     for triple in zip(gray, made, pictures, strict=True)
     for one in triple
   ]
   return image.contact_sheet(
     cells, columns=3 * max(1, round((count / 3) ** 0.5))
   )
+
+
+def _enlarged(picture, side):
+  times = side // len(picture)
+  return picture.repeat(times, 0).repeat(times, 1)
 
 
 def _colorizer(model, variables, pictures, options):

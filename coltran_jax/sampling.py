@@ -37,7 +37,7 @@ def sample(
   Args:
     model: a `models.colorizer.Colorizer`.
     params: its parameters.
-    gray: int [B, H, W], 0..255, at the model's resolution.
+    gray: int [B, ...], 0..255, of the model's `gray_resolution`.
     rng: typed keys [B], one a picture.
     temperature: divides the logits; 0 takes the most probable code.
     mode: 'exact' draws from the model as trained. 'reference' does what the
@@ -112,10 +112,10 @@ def _check(model, gray, rng, temperature, mode, prior):
     raise ValueError(f'mode must be one of {MODES}, not {mode!r}')
   if not 0 <= temperature <= 1e6:
     raise ValueError(f'temperature must be 0 to 1e6, not {temperature}')
-  if gray.ndim != 3 or tuple(gray.shape[1:]) != tuple(model.resolution):
+  if gray.ndim != 3 or gray.shape[1:] != model.gray_resolution:
     raise ValueError(
-      f'gray must be [B, {model.resolution[0]}, {model.resolution[1]}], '
-      f'not {list(gray.shape)}'
+      'gray must be [B, {}, {}], '.format(*model.gray_resolution)
+      + f'not {list(gray.shape)}'
     )
   if not len(gray):
     raise ValueError('gray holds no picture')
@@ -123,7 +123,7 @@ def _check(model, gray, rng, temperature, mode, prior):
     raise ValueError(
       f'rng must be one key per picture, [{len(gray)}], not {list(rng.shape)}'
     )
-  wanted = (*gray.shape, model.num_codes)
+  wanted = (len(gray), *model.resolution, model.num_codes)
   if prior is not None and prior.shape != wanted:
     raise ValueError(f'prior must be {list(wanted)}, not {list(prior.shape)}')
 

@@ -208,11 +208,11 @@ class Trainer:
           f'{key} {config[key]} cannot be split over {parts} {among}'
           + (f' in {accumulate} parts' if accumulate > 1 else '')
         )
-    resolution = models.resolution(self.model)
+    resolution = models.picture_resolution(self.model)
     size = config.data.sizes[-1]
     if resolution and resolution != (size, size):
       raise ValueError(
-        f'data.sizes ends in {size}, the model works at {resolution}'
+        f'data.sizes ends in {size}, the model is trained on {resolution}'
       )
 
   def _create(self, variables=None):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import training
 
-from coltran_jax import image, losses
+from coltran_jax import color, image, losses, models
 
 
 @functools.cache
@@ -102,4 +102,55 @@ def test_input_noise_reaches_the_decoders_alone_and_only_in_training():
     np.testing.assert_array_equal,
     metrics(0.5, train=False),
     metrics(0.0, train=False),
+  )
+
+
+def test_the_encoder_can_be_trained_alone():
+  trainer = training.trainer('colorizer')
+  variables = training.first_state(trainer).variables
+  batch = training.batch(training.config())
+
+  def mean_loss(params, weight):
+    loss, metrics, _ = losses.colorizer(
+      trainer.model,
+      {'params': params},
+      batch,
+      train=True,
+      rngs={'dropout': jax.random.key(0)},
+      frozen={},
+      parallel_weight=weight,
+    )
+    return loss.mean(), metrics['parallel_bits_per_dim'].mean()
+
+  params = variables['params']
+  alone, gradients = jax.value_and_grad(mean_loss, has_aux=True)(params, 1.0)
+  np.testing.assert_allclose(alone[0], mean_loss(params, 0.5)[1], rtol=1e-6)
+  moved = {
+    name: max(float(jnp.abs(g).max()) for g in jax.tree.leaves(tree)) > 0
+    for name, tree in gradients.items()
+  }
+  assert {name for name, yes in moved.items() if yes} == {
+    'encoder',
+    'gray_embedding',
+    'parallel_logits',
+  }
+
+
+def test_codes_are_those_of_the_picture_that_the_colors_have():
+  model = models.build(
+    'colorizer', training.config().model.to_dict() | {'gray_patch': 2}
+  )
+  fine = np.random.RandomState(0).randint(0, 256, (2, 16, 16, 3), np.uint8)
+  coarse = np.stack([image.resize(one, 8, 8) for one in fine])
+  variables = models.init(model, jax.random.key(0))
+  _, metrics, _ = losses.colorizer(
+    model, variables, {'image': fine}, train=False, rngs=None, frozen={}
+  )
+  logits, _ = model.apply(
+    variables, color.to_gray(fine), color.to_codes(coarse)
+  )
+  np.testing.assert_allclose(
+    metrics['bits_per_dim'],
+    losses.bits_per_dim(logits, color.to_codes(coarse)),
+    rtol=1e-6,
   )

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
@@ -245,6 +246,30 @@ def test_options_that_make_no_sense_are_value_errors(options, colorizer):
 def test_a_broken_photo_is_a_photo_error(colorizer):
   with pytest.raises(photo.PhotoError):
     colorizer(b'no picture')
+
+
+@pytest.mark.parametrize('fast', [True, False])
+def test_stage_one_may_see_finer_gray_than_its_colors(fast):
+  sizes = {'hidden_size': 8, 'mlp_size': 8}
+  made = {
+    'colorizer': {'resolution': (8, 8), 'gray_patch': 4, **sizes},
+    'color_upsampler': {'resolution': (8, 8), **sizes},
+    'spatial_upsampler': {'resolution': (24, 24), **sizes},
+  }
+  made['colorizer']['encoder_mlp_size'] = 8
+  key = jax.random.key(0)
+  stages = {
+    stage: (model, models.init(model, key)['params'])
+    for stage, model in (
+      (stage, models.build(stage, made[stage])) for stage in made
+    )
+  }
+  small = pipeline.Colorizer(stages)
+  guide = hints.Guide(((300, 200, (200, 30, 30)),))
+  (coloring,) = small.draw(photo.read(COLOR), fast=fast, guide=guide)
+  assert coloring.pixels.shape == COLOR.shape
+  difference = lab(coloring.pixels)[..., 0] - lab(COLOR)[..., 0]
+  assert np.abs(difference).mean() < 0.5
 
 
 def test_fast_needs_no_spatial_upsampler(damaged, colorizer):

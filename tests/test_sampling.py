@@ -16,6 +16,16 @@ def keys(count, seed=0):
   return jax.random.split(jax.random.key(seed), count)
 
 
+def random_parameters(model, scale):
+  random = np.random.RandomState(0)
+  return flax.traverse_util.unflatten_dict(
+    {
+      path: (random.randn(*shape) * scale).astype(np.float32)
+      for path, shape in models.parameter_shapes(model).items()
+    }
+  )
+
+
 def sample(recorded, gray, rng, **options):
   return sampling.sample(recorded.model, recorded.params, gray, rng, **options)
 
@@ -77,13 +87,8 @@ def test_a_picture_gets_the_same_bits_alone_and_anywhere_in_a_batch(variant):
 def test_a_picture_gets_the_same_bits_in_every_batch_at_paper_width():
   # Small models cannot tell: their products are too small to be summed in parts.
   model = models.build('colorizer', {'resolution': (2, 64)})
+  params = random_parameters(model, 0.04)
   random = np.random.RandomState(0)
-  params = flax.traverse_util.unflatten_dict(
-    {
-      path: (random.randn(*shape) * 0.04).astype(np.float32)
-      for path, shape in models.parameter_shapes(model).items()
-    }
-  )
   gray = random.randint(0, 256, (16, 2, 64))
   rng = keys(16)
   whole = sampling.sample(model, params, gray, rng, keep_logits=True)
@@ -94,6 +99,31 @@ def test_a_picture_gets_the_same_bits_in_every_batch_at_paper_width():
     )
     np.testing.assert_array_equal(some.codes, whole.codes[places])
     np.testing.assert_array_equal(some.logits, whole.logits[places])
+
+
+def test_a_colorizer_of_finer_gray_samples_what_it_was_trained_for():
+  sizes = dict.fromkeys(('hidden_size', 'mlp_size', 'encoder_mlp_size'), 16)
+  model = models.build(
+    'colorizer', {'resolution': (4, 4), 'gray_patch': 3, **sizes}
+  )
+  params = random_parameters(model, 0.2)
+  gray = np.random.RandomState(1).randint(0, 256, (2, 12, 12))
+  out = sampling.sample(model, params, gray, keys(2), keep_logits=True)
+  forced, _ = model.apply({'params': params}, gray, out.codes)
+  np.testing.assert_allclose(
+    jax.nn.softmax(out.logits), jax.nn.softmax(forced), atol=1e-5
+  )
+  # Other textures of the same mean are another picture.
+  turned = gray.reshape(2, 4, 3, 4, 3)[:, :, ::-1].reshape(gray.shape)
+  np.testing.assert_array_equal(
+    model.coarse_gray(gray), model.coarse_gray(turned)
+  )
+  z, other = (
+    model.apply({'params': params}, g, method='encode') for g in (gray, turned)
+  )
+  assert np.abs(other - z).max() > 1e-3 * np.abs(z).max()
+  with pytest.raises(ValueError, match=r'gray must be \[B, 12, 12\]'):
+    sampling.sample(model, params, gray[:, :4, :4], keys(2))
 
 
 @pytest.mark.parametrize('batch', [8, 5])

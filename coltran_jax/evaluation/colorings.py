@@ -234,7 +234,7 @@ def _likelihood(path, stage, truth):
     return metrics[_BITS]
 
   known = {}
-  size = model.resolution[0]
+  size = model.gray_resolution[0]
   steps = range(0, len(names), _AT_ONCE)
   for start in tqdm.tqdm(steps, desc=_BITS, unit='batch', disable=None):
     some = names[start : start + _AT_ONCE]

@@ -77,8 +77,13 @@ def _fields(model):
   return [f for f in model.__dataclass_fields__ if f not in others]
 
 
-def resolution(model):
-  """Returns the (height, width) that a model works at, None for any."""
+def picture_resolution(model):
+  """Returns the (height, width) of pictures to train a model on, None for any.
+
+  A colorizer may see gray that is finer than its codes.
+  """
+  if isinstance(model, colorizer.Colorizer):
+    return model.gray_resolution
   return getattr(model, 'resolution', None)
 
 
@@ -87,7 +92,8 @@ def init(model, rng):
   if isinstance(model, cnn.CNN):
     return model.init(rng, jnp.zeros((1, 32, 32)))
   picture = jnp.zeros((1, *model.resolution), jnp.int32)
-  inputs = [picture, picture]
+  gray = jnp.zeros((1, *picture_resolution(model)), jnp.int32)
+  inputs = [gray, picture]
   if not isinstance(model, colorizer.Colorizer):
     inputs.append(jnp.zeros((1,), jnp.int32))
   return model.init(rng, *inputs)

@@ -207,11 +207,13 @@ class Colorizer(nn.Module):
 
   `conditional_attention`: which of queries, keys and values ('qkv') are
   conditioned; `parallel_head`: whether the encoder also predicts all colours
-  at once (the auxiliary loss of section 3). `encoder_chunk` bounds memory, see
+  at once (the auxiliary loss of section 3). `gray_patch`: how much finer the gray
+  that the encoder sees is than the codes; the paper's is as fine. `encoder_chunk` bounds memory, see
   `axial.AxialEncoder`; `remat` that of training, see `axial.block_class`. Defaults are the paper's.
   """
 
   resolution: tuple[int, int] = (64, 64)
+  gray_patch: int = 1
   hidden_size: int = 512
   mlp_size: int = 512
   num_heads: int = 4
@@ -241,10 +243,23 @@ class Colorizer(nn.Module):
   def num_codes(self):
     return NUM_CODES
 
+  @property
+  def gray_resolution(self):
+    """(height, width) of the gray that the encoder sees."""
+    return tuple(self.gray_patch * side for side in self.resolution)
+
+  def coarse_gray(self, gray):
+    """Returns int [B, H, W], gray of that size as coarse as the codes."""
+    return layers.shrink(gray, self.gray_patch)
+
   def setup(self):
     self.gray_embedding = layers.Embedding(
       256, self.hidden_size, use_bias=True, dtype=self.dtype
     )
+    if self.gray_patch > 1:
+      self.patch_embedding = layers.PatchEmbedding(
+        self.hidden_size, self.gray_patch, dtype=self.dtype
+      )
     self.encoder = axial.AxialEncoder(
       features=self.hidden_size,
       mlp_features=self.encoder_mlp_size,
@@ -294,16 +309,20 @@ class Colorizer(nn.Module):
   def __call__(self, gray, codes, train=False):
     """Returns (logits float32 [B, H, W, 512], aux), teacher-forced on codes.
 
-    gray: int [B, H, W], 0..255. codes: int [B, H, W], 0..511. aux holds
-    'parallel_logits' [B, H, W, 512] where the model has that head.
+    gray: int [B, P H, P W], 0..255, P = `gray_patch`. codes: int [B, H, W],
+    0..511. aux holds 'parallel_logits' [B, H, W, 512] where the model has that
+    head.
     """
     z = self.encode(gray, train=train)
     aux = {'parallel_logits': self.parallel(z)} if self.parallel_head else {}
     return self.decode(codes, z, train=train), aux
 
   def encode(self, gray, train=False):
-    """Returns z [B, H, W, D] of int gray [B, H, W]."""
-    return self.encoder(self.gray_embedding(gray), train=train)
+    """Returns z [B, H, W, D] of int gray [B, P H, P W]."""
+    x = self.gray_embedding(self.coarse_gray(gray))
+    if self.gray_patch > 1:
+      x = x + self.patch_embedding(gray)
+    return self.encoder(x, train=train)
 
   def decode(self, codes, z, train=False):
     """Returns float32 logits [B, H, W, 512], teacher-forced on codes."""

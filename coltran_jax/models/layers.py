@@ -100,6 +100,49 @@ class Embedding(nn.Module):
     return self.table()[symbols]
 
 
+class PatchEmbedding(nn.Module):
+  """Maps what is in each pixel of a coarser grid to [B, H, W, D].
+
+  Not in the paper: gray of a few coarse pixels tells little of grass, water or
+  skin. A perceptron of one hidden layer sees the patch of finer ones.
+  """
+
+  features: int
+  patch: int
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, gray):
+    """Returns [B, H / patch, W / patch, D] of int gray [B, H, W], 0..255."""
+    cells = _cells(gray.astype(jnp.float32) / 64 - 2, self.patch)
+    cells = cells.swapaxes(2, 3)
+    cells = cells.reshape(*cells.shape[:3], self.patch**2)
+    mean = cells.mean(-1, keepdims=True)
+    # Texture is fainter than light, so it is made stronger.
+    x = jnp.concatenate([2 * (cells - mean), mean], axis=-1)
+    x = nn.relu(dense(2 * self.features, dtype=self.dtype, name='hidden')(x))
+    return dense(
+      self.features, use_bias=False, dtype=self.dtype, name='output'
+    )(x)
+
+
+def _cells(x, factor):
+  """[B, H / factor, factor, W / factor, factor, ...] of x [B, H, W, ...]."""
+  batch, height, width, *rest = x.shape
+  shape = (batch, height // factor, factor, width // factor, factor, *rest)
+  return x.reshape(shape)
+
+
+def shrink(x, factor):
+  """Returns int32 [B, H / factor, W / factor, ...], means of int [B, H, W, ...].
+
+  What `image.resize` gives, rounding included: the shares of an area resize by
+  a whole number are equal.
+  """
+  mean = _cells(x.astype(jnp.float32), factor).mean((2, 4))
+  return jnp.round(mean).astype(jnp.int32)
+
+
 class ChannelInput(nn.Module):
   """Joins the embeddings of one channel's symbols and of gray (section 4.3).
 
