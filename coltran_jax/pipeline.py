@@ -99,7 +99,7 @@ class Colorizer:
         array [H, W(, C)] (arrays [H, W, 3] come back: of that dtype, uint8 if
         size is 256).
       size: 'original' keeps the photo's size and luminance; 256 gives the
-        published central square.
+        published central square (of smaller models, joined to its luminance).
       options: those of `draw`.
 
     Raises:
@@ -168,6 +168,8 @@ class Colorizer:
     for i, small in enumerate(stages.low if fast else stages.full):
       if size == 'original':
         small = image.join(read.pixels, image.crop(small, box))
+      elif size != side:
+        small = image.join(image.square(pixels, size), small)
       colorings.append(
         Coloring(
           pixels=hints.combine(guide, small) if guide else small,
@@ -190,9 +192,7 @@ class Colorizer:
 
   def like(self, read, size):
     """Returns the Photo that a result of this size takes alpha and such from."""
-    return like(
-      read, size if size == 'original' else self.side('spatial_upsampler')
-    )
+    return like(read, size)
 
   def run(
     self,

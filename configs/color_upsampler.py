@@ -27,12 +27,12 @@ VARIANTS = {
     {
       'model': {
         'resolution': (32, 32),
-        'hidden_size': 64,
-        'mlp_size': 128,
+        'hidden_size': 128,
+        'mlp_size': 256,
         'num_layers': 2,
       },
       'data': {'sizes': (128, 32)},
-      'batch_size': 16,
+      'num_steps': 1500,
     },
   ],
   'debug': [

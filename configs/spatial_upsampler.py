@@ -50,17 +50,16 @@ VARIANTS = {
     configuration.SPORTS,
     {
       'model': {
-        'resolution': (128, 128),
-        'hidden_size': 32,
-        'mlp_size': 64,
+        'resolution': (64, 64),
+        'hidden_size': 64,
+        'mlp_size': 128,
         'num_layers': 2,
       },
       'loss': {'low_resolution': 32},
-      'data': {'sizes': (128,)},
-      'batch_size': 4,
+      'data': {'sizes': (128, 64)},
       'eval_batch_size': 16,
-      'eval_pictures': 64,
-      'num_steps': 200,
+      'eval_pictures': 240,
+      'num_steps': 1500,
     },
   ],
   'debug': [
