@@ -126,6 +126,18 @@ def save(directory, name, model_arguments, params, source):
     ) from error
 
 
+def halved(params):
+  """Returns a tree of float32 arrays in float16, as `save` takes it, too.
+
+  Raises CheckpointError if a number is too large.
+  """
+  with np.errstate(over='ignore'):
+    half = jax.tree.map(lambda x: np.asarray(x).astype(np.float16), params)
+  if not all(np.isfinite(x).all() for x in jax.tree.leaves(half)):
+    raise CheckpointError('a parameter is too large for float16: use float32')
+  return half
+
+
 def check_free(directory, name):
   """Raises CheckpointError if DIRECTORY/NAME is there already."""
   folder = pathlib.Path(directory) / name
@@ -171,6 +183,8 @@ def write_model_card(directory):
 def load(directory):
   """Returns (config, params) of one stage's folder; params are numpy arrays.
 
+  Those stored in float16 are float32 here.
+
   Raises CheckpointError if something is missing, unknown or was changed.
   """
   folder = pathlib.Path(directory).absolute()
@@ -191,7 +205,9 @@ def load(directory):
       f'{config["fingerprint"]}: the arrays were changed or damaged; convert or '
       'download them again'
     )
-  return config, params
+  return config, jax.tree.map(
+    lambda x: x.astype(np.float32) if x.dtype == np.float16 else x, params
+  )
 
 
 def read_arrays(path, names=None):

@@ -154,6 +154,11 @@ def _parser():
     type=command.count,
     help='of a checkpoint (default: that with the lowest evaluation loss)',
   )
+  add.add_argument(
+    '--half',
+    action='store_true',
+    help='write float16, in half the space; it is computed with in float32',
+  )
   add.add_argument('-q', '--quiet', action='store_true', help='errors only')
   add.set_defaults(run=_export)
 
@@ -345,7 +350,7 @@ def _export(args):
   from coltran_jax import export, run_directory
 
   try:
-    name, step = export.export(args.workdir, args.output, args.step)
+    name, step = export.export(args.workdir, args.output, args.step, args.half)
   # ValueError, too: the model of another version.
   except (run_directory.RunError, OSError, ValueError) as error:
     return command.fail(error, command.EXIT_WEIGHTS)

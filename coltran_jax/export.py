@@ -3,26 +3,29 @@
 from coltran_jax import checkpoint, models, run_directory
 
 
-def export(workdir, directory, step=None):
+def export(workdir, directory, step=None, half=False):
   """Returns (stage, step) of the averaged weights written to DIRECTORY/STAGE.
 
   Args:
     workdir: of the run.
     directory: created if need be; other stages in it stay.
     step: of a checkpoint; None takes the one with the lowest evaluation loss.
+    half: write float16, in half the space; loaded it is float32 again.
 
   Raises:
     RunError: no run, no such checkpoint, or it is damaged.
-    CheckpointError: the directory has this stage, or cannot be written.
+    CheckpointError: the directory has this stage, or cannot be written, or a
+      number is too large for float16.
   """
   config, step, params, collections = run_directory.load_weights(workdir, step)
   name = config['name']
   model = models.build(name, config['model'])
+  tree = models.join({'params': params, **collections})
   checkpoint.save(
     directory,
     name,
     models.arguments_of(model),
-    models.join({'params': params, **collections}),
+    checkpoint.halved(tree) if half else tree,
     f'trained on {config["data"]["name"]} for {step} steps of '
     f'{config["batch_size"]} pictures, moving average',
   )

@@ -26,6 +26,9 @@ _SPORTS = {
   'model': {
     'resolution': (32, 32),
     'gray_patch': 4,
+    # They learn to shut out the rows above: their scales of what was drawn came
+    # to nothing beside their shifts, and rows were colored each on its own.
+    'conditional_norm': False,
     'hidden_size': 128,
     'mlp_size': 256,
     'encoder_mlp_size': 256,

@@ -39,6 +39,16 @@ def test_what_is_saved_is_loaded(folder):
   checkpoint.check_shapes(folder, params, SHAPES)
 
 
+def test_what_is_saved_in_half_is_loaded_as_float32(tmp_path):
+  params = {'kernel': np.array([1 / 3, 65504, 1e-7], np.float32)}
+  checkpoint.save(tmp_path, 'cnn', {}, checkpoint.halved(params), 'a test')
+  loaded = checkpoint.load(tmp_path / 'cnn')[1]['kernel']
+  assert loaded.dtype == np.float32
+  np.testing.assert_array_equal(loaded, params['kernel'].astype(np.float16))
+  with pytest.raises(checkpoint.CheckpointError, match='too large'):
+    checkpoint.halved({'kernel': np.array([1e6], np.float32)})
+
+
 def test_a_stage_that_is_there_is_not_replaced(folder):
   with pytest.raises(checkpoint.CheckpointError, match='exists'):
     checkpoint.save(folder.parent, 'cnn', {}, PARAMS, '')

@@ -138,7 +138,8 @@ def test_the_encoder_can_be_trained_alone():
 
 def test_codes_are_those_of_the_picture_that_the_colors_have():
   model = models.build(
-    'colorizer', training.config().model.to_dict() | {'gray_patch': 2}
+    'colorizer',
+    training.config('colorizer').model.to_dict() | {'gray_patch': 2},
   )
   fine = np.random.RandomState(0).randint(0, 256, (2, 16, 16, 3), np.uint8)
   coarse = np.stack([image.resize(one, 8, 8) for one in fine])

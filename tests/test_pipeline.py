@@ -270,6 +270,8 @@ def test_stage_one_may_see_finer_gray_than_its_colors(fast):
   assert coloring.pixels.shape == COLOR.shape
   difference = lab(coloring.pixels)[..., 0] - lab(COLOR)[..., 0]
   assert np.abs(difference).mean() < 0.5
+  if not fast:  # A square of other sides than stage three's is joined, too.
+    assert small(COLOR, size=256)[0].shape == (256, 256, 3)
 
 
 def test_fast_needs_no_spatial_upsampler(damaged, colorizer):

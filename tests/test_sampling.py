@@ -106,7 +106,7 @@ def test_a_colorizer_of_finer_gray_samples_what_it_was_trained_for():
   model = models.build(
     'colorizer', {'resolution': (4, 4), 'gray_patch': 3, **sizes}
   )
-  params = random_parameters(model, 0.2)
+  params = models.init(model, jax.random.key(0))['params']
   gray = np.random.RandomState(1).randint(0, 256, (2, 12, 12))
   out = sampling.sample(model, params, gray, keys(2), keep_logits=True)
   forced, _ = model.apply({'params': params}, gray, out.codes)

@@ -247,6 +247,13 @@ def test_a_config_that_cannot_be_trained_is_refused(changes, message):
     trainers.Trainer(training.config(**changes))
 
 
+@pytest.mark.parametrize('option', ['input_noise', 'parallel_weight'])
+def test_a_head_that_a_loss_needs_and_the_model_lacks_is_named(option):
+  changes = {'model__parallel_head': False, f'loss__{option}': 1}
+  with pytest.raises(configuration.ConfigError, match='parallel_head=True'):
+    trainers.Trainer(training.config('colorizer', **changes))
+
+
 @pytest.mark.parametrize(
   'stage, changes, seq, message',
   [
@@ -518,7 +525,7 @@ def test_three_trained_stages_are_exported_and_color_a_photo(
     config = training.config(stage, num_steps=1, mesh__data=1)
     train.train_and_evaluate(config, tmp_path / stage, data_dir)
     code = cli.main(
-      ['export', str(tmp_path / stage), str(tmp_path / 'weights')]
+      ['export', str(tmp_path / stage), str(tmp_path / 'weights'), '--half']
     )
     assert code == 0
   card = (tmp_path / 'weights/model_card.md').read_text()
