@@ -28,6 +28,8 @@ from coltran_jax import color
 from coltran_jax.evaluation import lpips
 from coltran_jax.models import layers
 
+PARTS = ('all', 'encoder', 'decoders')
+
 
 def bits_per_dim(logits, labels):
   """Returns float32 [B] mean -log2 p of int labels [B, H, W] under logits
@@ -47,24 +49,26 @@ def colorizer(
   frozen,
   parallel_weight=0.01,
   input_noise=0.0,
+  part='all',
 ):
   """Returns the loss of the coarse colours, see the top (section 3).
 
-  parallel_weight: share of the encoder's own prediction, where it makes one. At
-  1 the encoder is trained alone, at half the cost of a step.
+  parallel_weight: share of the encoder's own prediction, where it makes one.
   input_noise: share of the codes that, in training, the decoders see replaced
   by draws from that prediction. While sampling they see draws, too, some of
   them poor; a model that only ever saw truth lets one poor draw breed others.
+  part: what is trained, 'all', or the 'encoder' by its own prediction alone (half
+  the cost of a step), or the 'decoders' of an encoder that stays as it is.
   """
   del frozen
   gray = color.to_gray(batch['image'])
   codes = color.to_codes(layers.shrink(batch['image'], model.gray_patch))
-  if train and parallel_weight == 1:
+  if train and part == 'encoder':
     logits = model.apply(variables, gray, rngs=rngs, method=_parallel)
     loss = bits_per_dim(logits, codes)
     return loss, {'parallel_bits_per_dim': loss}, {}
-  if train and input_noise:
-    forward = functools.partial(_noisy_colorizer, share=input_noise)
+  if train and (input_noise or part == 'decoders'):
+    forward = functools.partial(_forward, noise=input_noise, part=part)
     logits, aux = model.apply(variables, gray, codes, rngs=rngs, method=forward)
   else:
     logits, aux = model.apply(variables, gray, codes, train=train, rngs=rngs)
@@ -73,7 +77,8 @@ def colorizer(
   if 'parallel_logits' in aux:
     parallel = bits_per_dim(aux['parallel_logits'], codes)
     metrics['parallel_bits_per_dim'] = parallel
-    loss = (1 - parallel_weight) * loss + parallel_weight * parallel
+    weight = {'all': parallel_weight, 'encoder': 1, 'decoders': 0}[part]
+    loss = (1 - weight) * loss + weight * parallel
   return loss, metrics, {}
 
 
@@ -81,19 +86,42 @@ def _parallel(model, gray):
   return model.parallel(model.encode(gray, train=True))
 
 
-def _noisy_colorizer(model, gray, codes, share):
+def _forward(model, gray, codes, noise, part):
+  """Returns what the model does in training, of changed inputs."""
   z = model.encode(gray, train=True)
-  parallel = model.parallel(z)
+  aux = {}
+  if model.parallel_head:
+    aux['parallel_logits'] = model.parallel(z)
+  if part == 'decoders':
+    z = jax.lax.stop_gradient(z)
+  if noise:
+    key = model.make_rng('dropout')
+    codes = _noisy(codes, aux['parallel_logits'], noise, key)
+  return model.decode(codes, z, train=True), aux
+
+
+def _noisy(codes, logits, share, key):
+  """Returns codes [B, H, W], a share of them drawn from logits instead."""
   batch, pixels = len(codes), codes[0].size
-  where_key, draw_key = jax.random.split(model.make_rng('dropout'))
+  where_key, draw_key = jax.random.split(key)
   row = jnp.arange(batch)[:, None]
   count = round(share * pixels)
   where = jax.random.randint(where_key, (batch, count), 0, pixels)
-  logits = parallel.reshape(batch, pixels, -1)[row, where]
+  logits = logits.reshape(batch, pixels, -1)[row, where]
   draws = jax.random.categorical(draw_key, jax.lax.stop_gradient(logits))
-  seen = codes.reshape(batch, pixels).at[row, where].set(draws)
-  logits = model.decode(seen.reshape(codes.shape), z, train=True)
-  return logits, {'parallel_logits': parallel}
+  noisy = codes.reshape(batch, pixels).at[row, where].set(draws)
+  return noisy.reshape(codes.shape)
+
+
+def check_colorizer(model, input_noise=0.0, part='all', **_):
+  """Raises ValueError if options of `colorizer` do not fit the model."""
+  if part not in PARTS:
+    raise ValueError(f'loss.part must be one of {PARTS}, not {part!r}')
+  if (input_noise or part == 'encoder') and not model.parallel_head:
+    raise ValueError(
+      "loss.input_noise and loss.part='encoder' need a model with "
+      'model.parallel_head=True'
+    )
 
 
 def color_upsampler(model, variables, batch, *, train, rngs, frozen):

@@ -208,12 +208,8 @@ class Trainer:
           f'{key} {config[key]} cannot be split over {parts} {among}'
           + (f' in {accumulate} parts' if accumulate > 1 else '')
         )
-    noise, weight = map(config.loss.get, ('input_noise', 'parallel_weight'))
-    if (noise or weight == 1) and not self.model.parallel_head:
-      raise ValueError(
-        'loss.input_noise and loss.parallel_weight=1 need a model with '
-        'model.parallel_head=True'
-      )
+    if config.name == 'colorizer':
+      losses.check_colorizer(self.model, **config.loss)
     resolution = models.picture_resolution(self.model)
     size = config.data.sizes[-1]
     if resolution and resolution != (size, size):

@@ -247,11 +247,18 @@ def test_a_config_that_cannot_be_trained_is_refused(changes, message):
     trainers.Trainer(training.config(**changes))
 
 
-@pytest.mark.parametrize('option', ['input_noise', 'parallel_weight'])
-def test_a_head_that_a_loss_needs_and_the_model_lacks_is_named(option):
-  changes = {'model__parallel_head': False, f'loss__{option}': 1}
-  with pytest.raises(configuration.ConfigError, match='parallel_head=True'):
-    trainers.Trainer(training.config('colorizer', **changes))
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'loss__input_noise': 0.1}, 'parallel_head=True'),
+    ({'loss__part': 'encoder'}, 'parallel_head=True'),
+    ({'loss__part': 'inner'}, "loss.part must be one of .* not 'inner'"),
+  ],
+)
+def test_a_loss_that_does_not_fit_the_colorizer_is_refused(changes, message):
+  config = training.config('colorizer', model__parallel_head=False, **changes)
+  with pytest.raises(configuration.ConfigError, match=message):
+    trainers.Trainer(config)
 
 
 @pytest.mark.parametrize(
