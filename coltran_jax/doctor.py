@@ -17,7 +17,6 @@ import time
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from coltran_jax import (
@@ -25,6 +24,7 @@ from coltran_jax import (
   cnn_pipeline,
   color,
   image,
+  losses,
   photo,
   pipeline,
 )
@@ -163,11 +163,8 @@ def _picture():
 
 def _grays(colorizer):
   """Returns the picture's (gray [1, h, w], gray [1, H, W]) for the stages."""
-  full = image.fit(_picture(), colorizer.side('spatial_upsampler'))[0]
-  low = image.square(
-    full, max(colorizer.stages['colorizer'][0].gray_resolution)
-  )
-  return low[None].astype(np.int32), full[None].astype(np.int32)
+  low, full, _ = colorizer.frame(_picture()[..., None])
+  return low[None], full[None]
 
 
 def _drawn(colorizer):
@@ -181,10 +178,7 @@ def _log_probs(colorizer, codes):
   model, params = colorizer.stages['colorizer']
   gray = _grays(colorizer)[0]
   logits = jax.jit(model.apply)({'params': params}, gray, codes[None])[0]
-  log_p = jax.nn.log_softmax(logits[0])
-  return np.asarray(jnp.take_along_axis(log_p, codes[..., None], axis=-1))[
-    ..., 0
-  ]
+  return np.asarray(losses.log_probs(logits[0], codes))
 
 
 def _sampler(colorizer):

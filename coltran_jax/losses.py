@@ -31,12 +31,16 @@ from coltran_jax.models import layers
 PARTS = ('all', 'encoder', 'decoders')
 
 
+def log_probs(logits, labels):
+  """Returns float32 [...] log p (nats) of int labels [...], logits [..., V]."""
+  log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+  return jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+
+
 def bits_per_dim(logits, labels):
   """Returns float32 [B] mean -log2 p of int labels [B, H, W] under logits
   [B, H, W, V]."""
-  log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
-  log_p = jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
-  return -log_p.mean(axis=(1, 2)) / np.log(2)
+  return -log_probs(logits, labels).mean(axis=(1, 2)) / np.log(2)
 
 
 def colorizer(
@@ -67,11 +71,11 @@ def colorizer(
     logits = model.apply(variables, gray, rngs=rngs, method=_parallel)
     loss = bits_per_dim(logits, codes)
     return loss, {'parallel_bits_per_dim': loss}, {}
-  if train and (input_noise or part == 'decoders'):
+  if train:
     forward = functools.partial(_forward, noise=input_noise, part=part)
     logits, aux = model.apply(variables, gray, codes, rngs=rngs, method=forward)
   else:
-    logits, aux = model.apply(variables, gray, codes, train=train, rngs=rngs)
+    logits, aux = model.apply(variables, gray, codes)
   loss = bits_per_dim(logits, codes)
   metrics = {'bits_per_dim': loss}
   if 'parallel_logits' in aux:
@@ -87,7 +91,7 @@ def _parallel(model, gray):
 
 
 def _forward(model, gray, codes, noise, part):
-  """Returns what the model does in training, of changed inputs."""
+  """Returns what a call of the model does, of what training changes."""
   z = model.encode(gray, train=True)
   aux = {}
   if model.parallel_head:

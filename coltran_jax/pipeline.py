@@ -146,10 +146,7 @@ class Colorizer:
     keys = sample_keys(seed, num_samples)
     pixels = photo.eight_bit(read.pixels)
     side = self.side('colorizer' if fast else 'spatial_upsampler')
-    picture, box = _framed(pixels, side, size)
-    seen = max(self.stages['colorizer'][0].gray_resolution)
-    fine = picture if side >= seen else _framed(pixels, seen, size)[0]
-    small = gray(image.square(fine, seen))
+    small, picture, box = self.frame(pixels, size, fast)
     prior = None
     if guide:
       coarse = self._coarse(small[None])[0]
@@ -157,7 +154,7 @@ class Colorizer:
       prior = np.broadcast_to(prior, (num_samples, *prior.shape))
     stages = self.run(
       np.repeat(small[None], num_samples, axis=0),
-      None if fast else np.repeat(gray(picture)[None], num_samples, axis=0),
+      None if fast else np.repeat(picture[None], num_samples, axis=0),
       keys,
       temperature,
       sampler,
@@ -180,6 +177,19 @@ class Colorizer:
         )
       )
     return colorings
+
+  def frame(self, pixels, size='original', fast=False):
+    """Returns (gray [h, w], gray [H, W], box) of a photo, as the stages see it.
+
+    pixels: uint8 [height, width, 1 or 3]. size, fast: as of `draw`. The first is
+    for stage one, the second of the square of the last stage's side, in which
+    the box (`image.fit`) holds the photo.
+    """
+    side = self.side('colorizer' if fast else 'spatial_upsampler')
+    picture, box = _framed(pixels, side, size)
+    seen = max(self.stages['colorizer'][0].gray_resolution)
+    fine = picture if side >= seen else _framed(pixels, seen, size)[0]
+    return gray(image.square(fine, seen)), gray(picture), box
 
   def _check(self, size, fast, guide):
     """Raises ValueError if options make no sense."""
