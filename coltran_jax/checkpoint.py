@@ -1,10 +1,12 @@
 """The checkpoint directory: one folder a stage, self-describing, atomic.
 
     DIR/colorizer/config.json   {"name", "model", "source", "fingerprint"}
+                                and, of a colorizer, perhaps "temperature"
     DIR/colorizer/params/       orbax
 
 `config.json` holds all that inference needs besides the arrays; `model` is
-exactly the module's keyword arguments.
+exactly the module's keyword arguments. `temperature` is the one to draw with
+where nobody says another: published weights want 1, as they were measured.
 """
 
 import json
@@ -19,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 SHIPPED = pathlib.Path(__file__).parent / 'weights'
-_KEYS = ('fingerprint', 'model', 'name', 'source')
+_KEYS = {'fingerprint', 'model', 'name', 'source'}
 _MAX_CONFIG_BYTES = 1 << 20
 
 
@@ -89,7 +91,7 @@ def combine(digests):
   return f'{total:08x}'
 
 
-def save(directory, name, model_arguments, params, source):
+def save(directory, name, model_arguments, params, source, temperature=None):
   """Writes one stage to DIRECTORY/NAME; all of it or nothing.
 
   Args:
@@ -98,6 +100,7 @@ def save(directory, name, model_arguments, params, source):
     model_arguments: the module's keyword arguments, JSON-ready.
     params: a nested dict of arrays.
     source: a line that says where the parameters come from.
+    temperature: to draw with unless told; None says nothing, which is 1.
 
   Raises:
     CheckpointError: the stage is there already, or cannot be written.
@@ -110,12 +113,16 @@ def save(directory, name, model_arguments, params, source):
     'source': source,
     'fingerprint': fingerprint(params),
   }
+  if temperature is not None:
+    config['temperature'] = temperature
   beside = folder.with_name(f'.{name}.incomplete')
   try:
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
       checkpointer.save(beside / 'params', ocp.args.PyTreeSave(params))
+    # Holds a path of this machine, and says no more than the folder's being there.
+    (beside / 'params' / 'commit_success.txt').unlink(missing_ok=True)
     text = json.dumps(config, indent=2) + '\n'
     (beside / 'config.json').write_text(text, encoding='utf-8')
     beside.rename(folder)
@@ -163,14 +170,12 @@ def write_model_card(directory):
   directory = pathlib.Path(directory)
   lines = ['# ColTran weights', '']
   for path in sorted(directory.glob('*/config.json')):
-    config = _read_config(path)
+    config = read_config(path)
     lines += [
       f'## {config["name"]}',
       '',
-      f'Source: {config["source"]}. Fingerprint: {config["fingerprint"]}.',
-      '',
       '```json',
-      json.dumps(config['model'], indent=2),
+      json.dumps(config, indent=2),
       '```',
       '',
     ]
@@ -188,7 +193,7 @@ def load(directory):
   Raises CheckpointError if something is missing, unknown or was changed.
   """
   folder = pathlib.Path(directory).absolute()
-  config = _read_config(folder / 'config.json')
+  config = read_config(folder / 'config.json')
   path = folder / 'params'
   if not path.is_dir():
     raise CheckpointError(f'{path} is missing')
@@ -256,7 +261,11 @@ def check_shapes(directory, params, expected):
       )
 
 
-def _read_config(path):
+def read_config(path):
+  """Returns what a stage's config.json holds; its 'temperature' is 1 if unsaid.
+
+  Raises CheckpointError if it is no such file.
+  """
   try:
     if path.stat().st_size > _MAX_CONFIG_BYTES:
       raise CheckpointError(f'{path} is no checkpoint config: too large')
@@ -270,11 +279,18 @@ def _read_config(path):
     raise CheckpointError(
       f'{path} cannot be read: {first_line(error)}'
     ) from None
-  if not isinstance(config, dict) or sorted(config) != list(_KEYS):
+  if not isinstance(config, dict) or set(config) - {'temperature'} != _KEYS:
     keys = sorted(config) if isinstance(config, dict) else type(config).__name__
-    raise CheckpointError(f'{path} must have the keys {_KEYS}, not {keys}')
+    raise CheckpointError(
+      f'{path} must have the keys {sorted(_KEYS)}, not {keys}'
+    )
   if not isinstance(config['model'], dict):
     raise CheckpointError(f"{path}: 'model' must be an object")
+  temperature = config.setdefault('temperature', 1.0)
+  if type(temperature) not in (int, float) or not 0 <= temperature <= 1e6:
+    raise CheckpointError(
+      f"{path}: 'temperature' must be 0 to 1e6, not {temperature!r}"
+    )
   return config
 
 

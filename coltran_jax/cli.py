@@ -155,6 +155,11 @@ def _parser():
     help='of a checkpoint (default: that with the lowest evaluation loss)',
   )
   add.add_argument(
+    '--temperature',
+    type=command.temperature,
+    help='of a colorizer: draw with it where nobody says another (default: 1)',
+  )
+  add.add_argument(
     '--half',
     action='store_true',
     help='write float16, in half the space; it is computed with in float32',
@@ -350,7 +355,9 @@ def _export(args):
   from coltran_jax import export, run_directory
 
   try:
-    name, step = export.export(args.workdir, args.output, args.step, args.half)
+    name, step = export.export(
+      args.workdir, args.output, args.step, args.half, args.temperature
+    )
   # ValueError, too: the model of another version.
   except (run_directory.RunError, OSError, ValueError) as error:
     return command.fail(error, command.EXIT_WEIGHTS)

@@ -8,7 +8,6 @@ import re
 import sys
 
 DEFAULT_WEIGHTS = 'coltran-sports'
-TEMPERATURE = 1.0
 EXIT_FAILED, EXIT_USAGE, EXIT_WEIGHTS, EXIT_RESUME = 1, 2, 3, 42
 
 
@@ -95,8 +94,8 @@ def add_sampling(parser):
   parser.add_argument(
     '--temperature',
     type=temperature,
-    default=TEMPERATURE,
-    help=f'0 takes the most probable colors (default: {TEMPERATURE})',
+    help='0 takes the most probable colors (default: what the weights ask for, '
+    'else 1)',
   )
   parser.add_argument(
     '--sampler',

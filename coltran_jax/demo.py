@@ -19,7 +19,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image, ImageDraw
 
-from coltran_jax import batch, command, hints, image, photo, sheets
+from coltran_jax import batch, hints, image, photo, sheets
 
 _SHOWN = 1024  # Longest side in pixels of pictures on the page.
 _MOST_SAMPLES = 8
@@ -200,7 +200,7 @@ def build(colorizer, folder, fast=False):
         temperature = gr.Slider(
           0,
           1.5,
-          command.TEMPERATURE,
+          colorizer.temperature,
           step=0.05,
           label='Temperature: 0 takes the most probable colors',
           elem_id='temperature',

@@ -64,10 +64,12 @@ class Colorizer:
 
   stages: {stage: (model, params)}, of `STAGES`, also an attribute; without the
   spatial upsampler only `fast=True` works. chunk: lines that the upsamplers
-  work on at a time (less memory and faster on a CPU), None for all.
+  work on at a time (less memory and faster on a CPU), None for all. temperature:
+  of draws that say none, also an attribute.
   """
 
-  def __init__(self, stages, chunk=8):
+  def __init__(self, stages, chunk=8, temperature=1.0):
+    self.temperature = temperature
     self.stages = {}
     for stage, (model, params) in stages.items():
       if stage != 'colorizer':
@@ -88,7 +90,8 @@ class Colorizer:
       for stage in (STAGES[:2] if fast else STAGES)
     }
     _check_resolutions(directory, stages)
-    return cls(stages, chunk=chunk)
+    config = checkpoint.read_config(directory / 'colorizer' / 'config.json')
+    return cls(stages, chunk=chunk, temperature=config['temperature'])
 
   def __call__(self, source, size='original', **options):
     """Returns `num_samples` colourings of one photo, of the photo's kind.
@@ -117,7 +120,7 @@ class Colorizer:
     read,
     num_samples=1,
     seed=0,
-    temperature=1.0,
+    temperature=None,
     size='original',
     sampler='exact',
     fast=False,
@@ -132,7 +135,8 @@ class Colorizer:
       read: the photo.
       num_samples: how many; each is another draw.
       seed: sample i of a photo depends on seed and i, on no other photo.
-      temperature: of the coarse colours; 0 = the most probable at each pixel.
+      temperature: of the coarse colours; 0 = the most probable at each pixel,
+        None = what the weights ask for.
       size: 'original' or 256, see `__call__`.
       sampler: 'exact' or 'reference', see `sampling.sample`, `.upsample`.
       fast: leave out stage three: its detail is the photo's own anyway.
@@ -156,7 +160,7 @@ class Colorizer:
       np.repeat(small[None], num_samples, axis=0),
       None if fast else np.repeat(picture[None], num_samples, axis=0),
       keys,
-      temperature,
+      self.temperature if temperature is None else temperature,
       sampler,
       prior,
       uncertainty,

@@ -49,6 +49,22 @@ def test_what_is_saved_in_half_is_loaded_as_float32(tmp_path):
     checkpoint.halved({'kernel': np.array([1e6], np.float32)})
 
 
+def test_a_temperature_is_kept_and_is_1_where_none_is_said(folder, tmp_path):
+  assert checkpoint.read_config(folder / 'config.json')['temperature'] == 1
+  checkpoint.save(tmp_path, 'colorizer', {}, PARAMS, 'a test', 0.8)
+  path = tmp_path / 'colorizer' / 'config.json'
+  assert checkpoint.read_config(path)['temperature'] == 0.8
+  for wrong in (-1, float('nan'), 1e7, '1', True, [1]):
+    edit(path.parent, temperature=wrong)
+    with pytest.raises(checkpoint.CheckpointError, match='temperature'):
+      checkpoint.load(path.parent)
+
+
+def test_nothing_saved_holds_a_path_of_this_machine(folder):
+  for path in folder.rglob('*'):
+    assert path.is_dir() or str(folder.parent).encode() not in path.read_bytes()
+
+
 def test_a_stage_that_is_there_is_not_replaced(folder):
   with pytest.raises(checkpoint.CheckpointError, match='exists'):
     checkpoint.save(folder.parent, 'cnn', {}, PARAMS, '')

@@ -222,6 +222,25 @@ def test_photos_of_any_shape_work(shape, size, colorizer):
   assert result.shape == (*sides, 3)
 
 
+def test_photos_are_drawn_at_the_temperature_that_the_weights_ask_for(
+  weights, colorizer, tmp_path
+):
+  folder = tmp_path / 'weights'
+  shutil.copytree(weights, folder)
+  path = folder / 'colorizer' / 'config.json'
+  config = json.loads(path.read_text())
+  path.write_text(json.dumps(config | {'temperature': 0.3}))
+  calm = pipeline.Colorizer.from_pretrained(folder, fast=True)
+  for mine, options in ((calm, {}), (calm, {'temperature': 1})):
+    (made,) = mine(GRAY, fast=True, **options)
+    wanted = options.get('temperature', 0.3)
+    (expected,) = colorizer(GRAY, fast=True, temperature=wanted)
+    np.testing.assert_array_equal(made, expected)
+  (cold,) = calm(GRAY, fast=True)
+  (warm,) = colorizer(GRAY, fast=True)
+  assert (cold != warm).any()
+
+
 @pytest.mark.parametrize(
   'options',
   [
