@@ -1,12 +1,13 @@
 """The checkpoint directory: one folder a stage, self-describing, atomic.
 
     DIR/colorizer/config.json   {"name", "model", "source", "fingerprint"}
-                                and, of a colorizer, perhaps "temperature"
+                                and, of a colorizer, perhaps "decoding"
     DIR/colorizer/params/       orbax
 
 `config.json` holds all that inference needs besides the arrays; `model` is
-exactly the module's keyword arguments. `temperature` is the one to draw with
-where nobody says another: published weights want 1, as they were measured.
+exactly the module's keyword arguments. `decoding` is how to draw where nobody says
+otherwise, {"temperature", "min_p"}: small weights want to be held in; published
+ones say nothing and are drawn from as they are.
 """
 
 import json
@@ -22,6 +23,7 @@ import orbax.checkpoint as ocp
 
 SHIPPED = pathlib.Path(__file__).parent / 'weights'
 _KEYS = {'fingerprint', 'model', 'name', 'source'}
+DECODING = {'temperature': 1.0, 'min_p': 0.0}  # From the model as it is.
 _MAX_CONFIG_BYTES = 1 << 20
 
 
@@ -91,7 +93,7 @@ def combine(digests):
   return f'{total:08x}'
 
 
-def save(directory, name, model_arguments, params, source, temperature=None):
+def save(directory, name, model_arguments, params, source, decoding=None):
   """Writes one stage to DIRECTORY/NAME; all of it or nothing.
 
   Args:
@@ -100,7 +102,7 @@ def save(directory, name, model_arguments, params, source, temperature=None):
     model_arguments: the module's keyword arguments, JSON-ready.
     params: a nested dict of arrays.
     source: a line that says where the parameters come from.
-    temperature: to draw with unless told; None says nothing, which is 1.
+    decoding: how to draw unless told, of `DECODING`'s keys.
 
   Raises:
     CheckpointError: the stage is there already, or cannot be written.
@@ -113,8 +115,8 @@ def save(directory, name, model_arguments, params, source, temperature=None):
     'source': source,
     'fingerprint': fingerprint(params),
   }
-  if temperature is not None:
-    config['temperature'] = temperature
+  if decoding:
+    config['decoding'] = decoding
   beside = folder.with_name(f'.{name}.incomplete')
   try:
     shutil.rmtree(beside, ignore_errors=True)
@@ -262,7 +264,7 @@ def check_shapes(directory, params, expected):
 
 
 def read_config(path):
-  """Returns what a stage's config.json holds; its 'temperature' is 1 if unsaid.
+  """Returns what a stage's config.json holds, 'decoding' in full.
 
   Raises CheckpointError if it is no such file.
   """
@@ -279,18 +281,25 @@ def read_config(path):
     raise CheckpointError(
       f'{path} cannot be read: {first_line(error)}'
     ) from None
-  if not isinstance(config, dict) or set(config) - {'temperature'} != _KEYS:
+  if not isinstance(config, dict) or set(config) - {'decoding'} != _KEYS:
     keys = sorted(config) if isinstance(config, dict) else type(config).__name__
     raise CheckpointError(
       f'{path} must have the keys {sorted(_KEYS)}, not {keys}'
     )
   if not isinstance(config['model'], dict):
     raise CheckpointError(f"{path}: 'model' must be an object")
-  temperature = config.setdefault('temperature', 1.0)
-  if type(temperature) not in (int, float) or not 0 <= temperature <= 1e6:
+  decoding = config.get('decoding', {})
+  if not isinstance(decoding, dict) or set(decoding) - set(DECODING):
     raise CheckpointError(
-      f"{path}: 'temperature' must be 0 to 1e6, not {temperature!r}"
+      f"{path}: 'decoding' may have {sorted(DECODING)} only"
     )
+  config['decoding'] = DECODING | decoding
+  for key, most in (('temperature', 1e6), ('min_p', 1)):
+    value = config['decoding'][key]
+    if type(value) not in (int, float) or not 0 <= value <= most:
+      raise CheckpointError(
+        f'{path}: {key} must be a number, 0 to {most:g}, not {value!r}'
+      )
   return config
 
 

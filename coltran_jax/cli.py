@@ -154,11 +154,7 @@ def _parser():
     type=command.count,
     help='of a checkpoint (default: that with the lowest evaluation loss)',
   )
-  add.add_argument(
-    '--temperature',
-    type=command.temperature,
-    help='of a colorizer: draw with it where nobody says another (default: 1)',
-  )
+  command.add_decoding(add, 'of a colorizer, as options of `colorize`: ')
   add.add_argument(
     '--half',
     action='store_true',
@@ -356,7 +352,11 @@ def _export(args):
 
   try:
     name, step = export.export(
-      args.workdir, args.output, args.step, args.half, args.temperature
+      args.workdir,
+      args.output,
+      args.step,
+      args.half,
+      command.decoding(args),
     )
   # ValueError, too: the model of another version.
   except (run_directory.RunError, OSError, ValueError) as error:

@@ -46,6 +46,11 @@ def temperature(text):
   return _number(float, text, 0, math.inf, 'a number, 0 or more')
 
 
+def min_p(text):
+  """Returns a share from 0 to 1, for argparse."""
+  return _number(float, text, 0, math.nextafter(1, 2), 'a number, 0 to 1')
+
+
 def hint(text):
   """Returns (x, y, (red, green, blue)) of 'x,y,#rrggbb', for argparse."""
   found = re.fullmatch(r'(\d{1,9}),(\d{1,9}),#?([0-9a-fA-F]{6})', text)
@@ -91,12 +96,7 @@ def add_sampling(parser):
     '(default: 1)',
   )
   parser.add_argument('--seed', type=seed, default=0, help='default: 0')
-  parser.add_argument(
-    '--temperature',
-    type=temperature,
-    help='0 takes the most probable colors (default: what the weights ask for, '
-    'else 1)',
-  )
+  add_decoding(parser)
   parser.add_argument(
     '--sampler',
     choices=('exact', 'reference'),
@@ -113,8 +113,30 @@ def add_sampling(parser):
 
 def sampling_options(args):
   """Returns keyword arguments of `pipeline.Colorizer.colorize`."""
-  names = ('num_samples', 'seed', 'temperature', 'sampler', 'fast')
-  return {name: getattr(args, name) for name in names}
+  names = ('num_samples', 'seed', 'sampler', 'fast')
+  return {name: getattr(args, name) for name in names} | decoding(args)
+
+
+def add_decoding(parser, note=''):
+  """Adds the options that `decoding` reads; note: how their helps begin."""
+  parser.add_argument(
+    '--temperature',
+    type=temperature,
+    help=f'{note}0 takes the most probable colors (default: what the weights ask '
+    'for, else 1)',
+  )
+  parser.add_argument(
+    '--min-p',
+    type=min_p,
+    help=f'{note}draw no color that is less probable than this share of the most '
+    'probable one (default: what the weights ask for, else 0)',
+  )
+
+
+def decoding(args):
+  """Returns those of temperature and min_p that were given."""
+  given = {'temperature': args.temperature, 'min_p': args.min_p}
+  return {name: value for name, value in given.items() if value is not None}
 
 
 def add_data_dir(parser):

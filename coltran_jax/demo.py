@@ -200,7 +200,7 @@ def build(colorizer, folder, fast=False):
         temperature = gr.Slider(
           0,
           1.5,
-          colorizer.temperature,
+          colorizer.decoding['temperature'],
           step=0.05,
           label='Temperature: 0 takes the most probable colors',
           elem_id='temperature',

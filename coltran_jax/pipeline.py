@@ -64,12 +64,13 @@ class Colorizer:
 
   stages: {stage: (model, params)}, of `STAGES`, also an attribute; without the
   spatial upsampler only `fast=True` works. chunk: lines that the upsamplers
-  work on at a time (less memory and faster on a CPU), None for all. temperature:
-  of draws that say none, also an attribute.
+  work on at a time (less memory and faster on a CPU), None for all. decoding:
+  {'temperature', 'min_p'} of draws that say none, also an attribute; what is not
+  in it is `checkpoint.DECODING`'s.
   """
 
-  def __init__(self, stages, chunk=8, temperature=1.0):
-    self.temperature = temperature
+  def __init__(self, stages, chunk=8, decoding=None):
+    self.decoding = checkpoint.DECODING | (decoding or {})
     self.stages = {}
     for stage, (model, params) in stages.items():
       if stage != 'colorizer':
@@ -91,7 +92,7 @@ class Colorizer:
     }
     _check_resolutions(directory, stages)
     config = checkpoint.read_config(directory / 'colorizer' / 'config.json')
-    return cls(stages, chunk=chunk, temperature=config['temperature'])
+    return cls(stages, chunk=chunk, decoding=config['decoding'])
 
   def __call__(self, source, size='original', **options):
     """Returns `num_samples` colourings of one photo, of the photo's kind.
@@ -121,6 +122,7 @@ class Colorizer:
     num_samples=1,
     seed=0,
     temperature=None,
+    min_p=None,
     size='original',
     sampler='exact',
     fast=False,
@@ -137,6 +139,8 @@ class Colorizer:
       seed: sample i of a photo depends on seed and i, on no other photo.
       temperature: of the coarse colours; 0 = the most probable at each pixel,
         None = what the weights ask for.
+      min_p: draw no colour less probable than this share of the most probable
+        one, None = what the weights ask for.
       size: 'original' or 256, see `__call__`.
       sampler: 'exact' or 'reference', see `sampling.sample`, `.upsample`.
       fast: leave out stage three: its detail is the photo's own anyway.
@@ -160,7 +164,8 @@ class Colorizer:
       np.repeat(small[None], num_samples, axis=0),
       None if fast else np.repeat(picture[None], num_samples, axis=0),
       keys,
-      self.temperature if temperature is None else temperature,
+      self.decoding['temperature'] if temperature is None else temperature,
+      self.decoding['min_p'] if min_p is None else min_p,
       sampler,
       prior,
       uncertainty,
@@ -214,6 +219,7 @@ class Colorizer:
     gray_full,
     keys,
     temperature=1.0,
+    min_p=0.0,
     sampler='exact',
     prior=None,
     uncertainty=False,
@@ -229,6 +235,7 @@ class Colorizer:
       gray,
       keys,
       temperature=temperature,
+      min_p=min_p,
       mode=sampler,
       keep_logits=uncertainty,
       prior=prior,

@@ -27,6 +27,7 @@ def sample(
   rng,
   *,
   temperature=1.0,
+  min_p=0.0,
   mode='exact',
   keep_logits=False,
   mesh=None,
@@ -40,6 +41,10 @@ def sample(
     gray: int [B, ...], 0..255, of the model's `gray_resolution`.
     rng: typed keys [B], one a picture.
     temperature: divides the logits; 0 takes the most probable code.
+    min_p: codes that are less probable than this share of the most probable one
+      (0..1, at temperature 1, the prior counted) are not drawn: without it a rare
+      code in hundreds of draws is a speck, on which the next ones build (min-p
+      sampling, Nguyen et al. 2024). 0 draws from all.
     mode: 'exact' draws from the model as trained. 'reference' does what the
       published sampler does: the inner decoder's conditional layer norms see
       one row of the encoder's output where training averages over all.
@@ -51,9 +56,9 @@ def sample(
       from the model alone, by the program without it.
 
   Raises:
-    ValueError: shapes, mode or temperature that make no sense.
+    ValueError: shapes or options that make no sense.
   """
-  _check(model, gray, rng, temperature, mode, prior)
+  _check(model, gray, rng, temperature, min_p, mode, prior)
   if model.encoder_chunk is None:
     model = model.clone(encoder_chunk=_ENCODER_CHUNK)
   mesh = mesh or _mesh_of(gray)
@@ -87,7 +92,7 @@ def sample(
       gray[i],
       key_data[i],
       counts[i],
-      jnp.float32(temperature),
+      jnp.float32([temperature, min_p]),
       # A round's at a time: it is 512 times as large as the rest.
       None if prior is None else jnp.asarray(prior[pictures[i]], jnp.float32),
       model=model,
@@ -106,12 +111,14 @@ def sample(
   )
 
 
-def _check(model, gray, rng, temperature, mode, prior):
+def _check(model, gray, rng, temperature, min_p, mode, prior):
   """Raises ValueError if inputs of `sample` make no sense."""
   if mode not in MODES:
     raise ValueError(f'mode must be one of {MODES}, not {mode!r}')
   if not 0 <= temperature <= 1e6:
     raise ValueError(f'temperature must be 0 to 1e6, not {temperature}')
+  if not 0 <= min_p <= 1:
+    raise ValueError(f'min_p must be 0 to 1, not {min_p}')
   if gray.ndim != 3 or gray.shape[1:] != model.gray_resolution:
     raise ValueError(
       'gray must be [B, {}, {}], '.format(*model.gray_resolution)
@@ -152,7 +159,7 @@ def _sample_tiles(
   gray,
   key_data,
   counts,
-  temperature,
+  decoding,
   prior,
   *,
   model,
@@ -161,9 +168,12 @@ def _sample_tiles(
   keep_logits,
   mesh,
 ):
-  """Returns a Sample [S, TILE, ...] of gray [S, TILE, H, W], one tile a shard."""
+  """Returns a Sample [S, TILE, ...] of gray [S, TILE, H, W], one tile a shard.
 
-  def run(params, temperature, gray, key_data, counts, prior):
+  decoding: float [2], temperature and min_p.
+  """
+
+  def run(params, decoding, gray, key_data, counts, prior):
     keys = jax.random.wrap_key_data(key_data[0], impl=key_impl)
     out = sampling_tile.Tile(
       model=model,
@@ -171,7 +181,8 @@ def _sample_tiles(
       gray=gray[0],
       keys=keys,
       count=counts[0],
-      temperature=temperature,
+      temperature=decoding[0],
+      min_p=decoding[1],
       exact=mode == 'exact',
       keep_logits=keep_logits,
       prior=None if prior is None else prior[0],
@@ -187,7 +198,7 @@ def _sample_tiles(
       out_specs=split,
       check_vma=False,
     )
-  return run(params, temperature, gray, key_data, counts, prior)
+  return run(params, decoding, gray, key_data, counts, prior)
 
 
 def upsample(model, params, gray, symbols, mode='exact'):

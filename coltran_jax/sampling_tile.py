@@ -40,12 +40,15 @@ class Sample(flax.struct.PyTreeNode):
   logits: jax.Array | None = None
 
 
-def pick(logits, noise, temperature):
+def pick(logits, noise, temperature, min_p):
   """Returns int32 [...] codes drawn from logits [..., V] by the Gumbel trick.
 
-  noise: standard Gumbel [..., V]. Temperature 0 takes the largest logit.
+  noise: standard Gumbel [..., V]. Temperature 0 takes the largest logit. min_p:
+  codes less probable than this share of the most probable one are not drawn.
   """
-  return jnp.argmax(logits + temperature * noise, axis=-1).astype(jnp.int32)
+  floor = logits.max(axis=-1, keepdims=True) + jnp.log(min_p)
+  kept = jnp.where(logits < floor, -jnp.inf, logits)
+  return jnp.argmax(kept + temperature * noise, axis=-1).astype(jnp.int32)
 
 
 class State(flax.struct.PyTreeNode):
@@ -67,7 +70,7 @@ class Tile:
   """Samples T pictures, of which the first `count` are wanted.
 
   model, params: a colorizer. gray: int [T, H, W]. keys: [T]. count: int [].
-  temperature: float []. exact: see `sampling.sample`'s modes. prior: float
+  temperature, min_p: float []. exact: see `sampling.sample`'s modes. prior: float
   [T, H, W, V], added to the logits before a code is picked, or None.
   """
 
@@ -77,6 +80,7 @@ class Tile:
   keys: jax.Array
   count: jax.Array
   temperature: jax.Array
+  min_p: jax.Array
   exact: bool
   keep_logits: bool
   prior: jax.Array | None = None
@@ -306,7 +310,7 @@ class Tile:
     wanted = logits
     if self.prior is not None:
       wanted = logits + self.prior[:, row, column]
-    codes = pick(wanted, noise[:, column], self.temperature)
+    codes = pick(wanted, noise[:, column], self.temperature, self.min_p)
     log_probs = jnp.take_along_axis(
       jax.nn.log_softmax(logits), codes[:, None], axis=-1
     )[:, 0]

@@ -49,14 +49,21 @@ def test_what_is_saved_in_half_is_loaded_as_float32(tmp_path):
     checkpoint.halved({'kernel': np.array([1e6], np.float32)})
 
 
-def test_a_temperature_is_kept_and_is_1_where_none_is_said(folder, tmp_path):
-  assert checkpoint.read_config(folder / 'config.json')['temperature'] == 1
-  checkpoint.save(tmp_path, 'colorizer', {}, PARAMS, 'a test', 0.8)
+def test_a_decoding_is_kept_and_completed(folder, tmp_path):
+  read = checkpoint.read_config
+  assert read(folder / 'config.json')['decoding'] == checkpoint.DECODING
+  checkpoint.save(tmp_path, 'colorizer', {}, PARAMS, '', {'temperature': 0.8})
   path = tmp_path / 'colorizer' / 'config.json'
-  assert checkpoint.read_config(path)['temperature'] == 0.8
-  for wrong in (-1, float('nan'), 1e7, '1', True, [1]):
-    edit(path.parent, temperature=wrong)
-    with pytest.raises(checkpoint.CheckpointError, match='temperature'):
+  assert read(path)['decoding'] == {'temperature': 0.8, 'min_p': 0}
+  numbers = [-1, float('nan'), 1e7, '1', True, [1]]
+  for wrong in (
+    *({'temperature': x} for x in numbers),
+    {'min_p': 2},
+    {'x': 1},
+    1,
+  ):
+    edit(path.parent, decoding=wrong)
+    with pytest.raises(checkpoint.CheckpointError, match=r'temperature|min_p'):
       checkpoint.load(path.parent)
 
 

@@ -258,7 +258,6 @@ def test_options_reach_the_colorizer(source, tmp_path, stand_in):
   assert stand_in.calls.pop() == {
     'num_samples': 1,
     'seed': 0,
-    'temperature': None,
     'size': 'original',
     'sampler': 'exact',
     'fast': False,

@@ -222,19 +222,17 @@ def test_photos_of_any_shape_work(shape, size, colorizer):
   assert result.shape == (*sides, 3)
 
 
-def test_photos_are_drawn_at_the_temperature_that_the_weights_ask_for(
-  weights, colorizer, tmp_path
-):
+def test_photos_are_drawn_as_the_weights_ask_for(weights, colorizer, tmp_path):
   folder = tmp_path / 'weights'
   shutil.copytree(weights, folder)
   path = folder / 'colorizer' / 'config.json'
   config = json.loads(path.read_text())
-  path.write_text(json.dumps(config | {'temperature': 0.3}))
+  decoding = {'temperature': 0.7, 'min_p': 0.3}
+  path.write_text(json.dumps(config | {'decoding': decoding}))
   calm = pipeline.Colorizer.from_pretrained(folder, fast=True)
-  for mine, options in ((calm, {}), (calm, {'temperature': 1})):
-    (made,) = mine(GRAY, fast=True, **options)
-    wanted = options.get('temperature', 0.3)
-    (expected,) = colorizer(GRAY, fast=True, temperature=wanted)
+  for options in ({}, {'temperature': 1}, {'min_p': 0}):
+    (made,) = calm(GRAY, fast=True, **options)
+    (expected,) = colorizer(GRAY, fast=True, **decoding | options)
     np.testing.assert_array_equal(made, expected)
   (cold,) = calm(GRAY, fast=True)
   (warm,) = colorizer(GRAY, fast=True)
@@ -251,6 +249,7 @@ def test_photos_are_drawn_at_the_temperature_that_the_weights_ask_for(
     {'seed': 1 << 32},
     {'temperature': -1},
     {'temperature': float('nan')},
+    {'min_p': 1.1},
     {'sampler': 'best'},
     {'fast': True, 'size': 256},
     {'guide': hints.Guide(((0, 0, (0, 0, 0)),)), 'size': 256},

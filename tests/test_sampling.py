@@ -218,12 +218,34 @@ def test_lower_temperatures_draw_more_probable_codes():
   assert means[0] < means[1] < means[2]
 
 
+@pytest.mark.parametrize('min_p', [0.05, 0.5])
+def test_min_p_draws_no_code_far_below_the_most_probable_one(min_p):
+  recorded = conftest.recorded('colorizer_base')
+  gray = np.repeat(recorded.gray, 4, axis=0)
+  options = {'temperature': 1.2, 'keep_logits': True}
+  free = sample(recorded, gray, keys(8), **options)
+  out = sample(recorded, gray, keys(8), min_p=min_p, **options)
+  for drawn, holds in ((free, False), (out, True)):
+    log_p = np.asarray(jax.nn.log_softmax(drawn.logits))
+    below = drawn.log_probs - log_p.max(-1) < np.log(min_p) - 1e-5
+    assert below.any() != holds
+
+
+def test_min_p_1_takes_the_most_probable_code():
+  recorded = conftest.recorded('colorizer_base')
+  most = sample(recorded, recorded.gray, keys(2), temperature=0).codes
+  only = sample(recorded, recorded.gray, keys(2), min_p=1).codes
+  np.testing.assert_array_equal(only, most)
+
+
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
     ({'mode': 'fast'}, 'mode must be'),
     ({'temperature': -1.0}, 'temperature'),
     ({'temperature': float('nan')}, 'temperature'),
+    ({'min_p': 1.5}, 'min_p'),
+    ({'min_p': float('nan')}, 'min_p'),
     ({'gray': np.zeros((1, 3, 8), np.int32)}, 'gray must be'),
     ({'rng': keys(2)}, 'one key per picture'),
     ({'gray': np.zeros((0, 8, 8), np.int32)}, 'no picture'),

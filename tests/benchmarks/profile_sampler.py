@@ -41,6 +41,7 @@ def main():
       keys=keys,
       count=jnp.int32(TILE),
       temperature=jnp.float32(1),
+      min_p=jnp.float32(0),
       exact=True,
       keep_logits=False,
     )
