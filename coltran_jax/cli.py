@@ -92,6 +92,12 @@ def _parser():
     help='folder of data sets; it becomes DIR/NAME',
   )
   add.add_argument(
+    '--color-only',
+    action='store_true',
+    help='leave gray and sepia pictures out of the training split: a colorizer '
+    'would learn that photos may stay gray',
+  )
+  add.add_argument(
     '--workers', type=command.count, help='processes (default: one a CPU)'
   )
   add.add_argument(
@@ -233,7 +239,7 @@ def _prepare(args):
 
   try:
     report = preparing.prepare(
-      args.name, args.source, args.data_dir, args.workers
+      args.name, args.source, args.data_dir, args.workers, args.color_only
     )
   except preparing.DataError as error:
     return command.fail(error, command.EXIT_USAGE)
@@ -242,6 +248,8 @@ def _prepare(args):
     pathlib.Path(args.data_dir, args.name),
     ', '.join(f'{count} {split}' for split, count in report.counts.items()),
   )
+  if report.monochrome:
+    _log.info('left out of train: %d gray or sepia', len(report.monochrome))
   for id, reason in report.skipped.items():
     print(f'coltran: skipped: {id}: {reason}', file=sys.stderr)
   if not report.skipped:

@@ -299,12 +299,42 @@ def test_a_picture_that_changes_while_it_is_read_is_an_error(
   assert sum(prepare(tmp_path).counts.values()) == 1
 
 
+def test_gray_and_sepia_pictures_may_be_left_out_of_training(
+  tmp_path, in_this_process
+):
+  def prepare(**options):
+    source, output = tmp_path / 'in', tmp_path / 'out'
+    return preparing.prepare('folder', source, output, **options)
+
+  rows, columns = np.mgrid[:80, :80]
+  gray = np.repeat((rows + columns)[..., None], 3, -1).astype(np.uint8)
+  sepia = (gray * [1, 0.85, 0.6]).astype(np.uint8)
+  color = np.stack([rows * 3, columns * 3, 240 - rows * 3], -1).astype(np.uint8)
+  for split in ('train', 'valid'):
+    for name, pixels in (('g', gray), ('s', sepia), ('c', color)):
+      pixels = pixels + np.uint8(split == 'valid')  # Not the same file.
+      data_sets.save(tmp_path / 'in' / split / f'{name}.png', pixels)
+  with pytest.raises(sources.DataError, match='of all its pictures'):
+    preparing.prepare('imagenet2012', tmp_path, tmp_path, color_only=True)
+  made = prepare(color_only=True)
+  left_out = ['train/g.png', 'train/s.png']
+  assert made == preparing.Report({'train': 1, 'valid': 3}, {}, left_out)
+  assert list(opened(tmp_path, 'train')) == ['train/c.png']
+  assert prepare(color_only=True) == made
+  with pytest.raises(sources.DataError, match='or otherwise'):
+    prepare()
+  (tmp_path / 'in' / 'train' / 'c.png').unlink()
+  shutil.rmtree(tmp_path / 'out')
+  with pytest.raises(sources.DataError, match='has colors'):
+    prepare(color_only=True)
+
+
 def test_what_could_not_be_read_is_read_again(
   tmp_path, in_this_process, monkeypatch
 ):
   data_sets.save(tmp_path / 'in' / 'train' / 'a.png', RGB)
   check = checking._check
-  no_memory = checking.Checked('', 0, False, 'not enough memory')
+  no_memory = checking.Checked('', 0, False, 'not enough memory', '')
   monkeypatch.setattr(checking, '_check', lambda path, folder: no_memory)
   with pytest.raises(sources.DataError, match='not enough memory'):
     prepare(tmp_path)

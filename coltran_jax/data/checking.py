@@ -39,12 +39,14 @@ class Checked:
   size: bytes to store.
   converted: whether a PNG of it was made.
   reason: why it cannot be used, or None.
+  kind: 'gray', 'sepia' or 'color', see `photo.Photo`; '' if it cannot be used.
   """
 
   digest: str
   size: int
   converted: bool
   reason: str | None
+  kind: str
 
 
 @contextlib.contextmanager
@@ -181,15 +183,15 @@ def _check(path, folder):
         f'{width}x{height} pixels are more than {_MAX_PIXELS // 10**6} million'
       )
     if _is_plain(data, read):
-      return Checked(digest, len(data), False, None)
+      return Checked(digest, len(data), False, None, read.kind)
     data = _png(read)
     photo.write(converted(folder, digest), data)
-    return Checked(digest, len(data), True, None)
+    return Checked(digest, len(data), True, None, read.kind)
   except MemoryError:
-    return Checked(digest, 0, False, 'not enough memory')
+    return Checked(digest, 0, False, 'not enough memory', '')
   except (OSError, decoding.DataError, photo.PhotoError) as error:
     reason = decoding.one_line(error).removeprefix('picture: ')
-    return Checked(digest, 0, False, reason)
+    return Checked(digest, 0, False, reason, '')
 
 
 def _is_plain(data, read):

@@ -28,10 +28,14 @@ _log = logging.getLogger('coltran')
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What `prepare` made: {split: number of pictures}, {id: why skipped}."""
+  """What `prepare` made: {split: number of pictures}, {id: why skipped}.
+
+  monochrome: ids of the pictures that `color_only` left out.
+  """
 
   counts: dict[str, int]
   skipped: dict[str, str]
+  monochrome: list[str] = dataclasses.field(default_factory=list)
 
 
 class _Pictures(tfds.core.ShardBasedBuilder, skip_registration=True):
@@ -73,7 +77,7 @@ class Sports(_Pictures, skip_registration=True):
 _BUILDERS = {'folder': Folder, 'sports': Sports}
 
 
-def prepare(name, source, data_dir, workers=None):
+def prepare(name, source, data_dir, workers=None, color_only=False):
   """Makes the data set DATA_DIR/NAME of a source; returns a Report.
 
   Every picture is decoded once. Those that cannot be used are skipped and
@@ -91,25 +95,31 @@ def prepare(name, source, data_dir, workers=None):
       the ILSVRC2012 tar files.
     data_dir: folder of data sets.
     workers: processes; by default one a CPU.
+    color_only: leave gray and sepia pictures out of `train`. A colorizer that
+      has seen some learns that a photo may stay gray, and after a few gray rows
+      of a draw believes to have met one. Not of imagenet2012.
 
   Raises:
     DataError: the source is not as it must be, the data set was made of other
-      files, another process prepares it, no space, ...
+      files or otherwise, another process prepares it, no space, ...
   """
   sources.check_name(name)
   data_dir = pathlib.Path(data_dir)
   try:
     if name == 'imagenet2012':
+      if color_only:
+        raise DataError('imagenet2012 is made by tfds, of all its pictures')
       return _prepare_imagenet(source, data_dir)
-    return _prepare(name, pathlib.Path(source), data_dir, workers)
+    return _prepare(name, pathlib.Path(source), data_dir, workers, color_only)
   except OSError as error:
     reason = error.strerror or str(error)  # tfds gives the latter alone.
     raise DataError(f'{error.filename or data_dir}: {reason}') from error
 
 
-def _prepare(name, source, data_dir, workers):
+def _prepare(name, source, data_dir, workers, color_only):
   found, skipped = listing.find(name, source)
-  stamp = sources.crc(f'{one.id}\0{one.stamp}' for one in found)
+  lines = [f'{one.id}\0{one.stamp}' for one in found]
+  stamp = sources.crc(lines + ['color only'] * color_only)
   target = data_dir / name / str(_Pictures.VERSION)
   if target.exists():
     return _report_of(target, stamp)
@@ -118,6 +128,7 @@ def _prepare(name, source, data_dir, workers):
     checked = checking.check_all(source, found, work, workers)
     splits, reasons = _splits(found, checked)
     skipped |= reasons
+    monochrome = _leave_out(splits, checked) if color_only else []
     if not splits:
       id, reason = next(iter(skipped.items()))
       raise DataError(
@@ -127,6 +138,7 @@ def _prepare(name, source, data_dir, workers):
     metadata = {
       'source': stamp,
       'skipped': skipped,
+      'monochrome': monochrome,
       'fingerprints': {
         split: f'{len(part)}-'
         + sources.crc(f'{one.id}\0{checked[one.id].digest}' for one in part)
@@ -137,7 +149,8 @@ def _prepare(name, source, data_dir, workers):
     target.parent.mkdir(parents=True, exist_ok=True)
     built.rename(target)
     shutil.rmtree(work)
-  return Report({split: len(part) for split, part in splits.items()}, skipped)
+  counts = {split: len(part) for split, part in splits.items()}
+  return Report(counts, skipped, monochrome)
 
 
 def _report_of(target, stamp):
@@ -151,12 +164,13 @@ def _report_of(target, stamp):
     ) from error
   if made.metadata.get('source') != stamp:
     raise DataError(
-      f'{target} is there already, made of other files; remove it, or choose '
+      f'{target} is there already, made of other files or otherwise; remove it, or choose '
       'another --data_dir'
     )
   _log.info('%s is there already', target)
   counts = {split: one.num_examples for split, one in made.splits.items()}
-  return Report(counts, made.metadata['skipped'])
+  metadata = made.metadata
+  return Report(counts, metadata['skipped'], metadata.get('monochrome', []))
 
 
 def _write(name, splits, checked, source, work, metadata):
@@ -202,6 +216,18 @@ def _splits(pictures, checked):
       skipped[one.id] = f'is the same file as {first_id}'
   order = [split for split in listing.SPLITS if split in splits]
   return {split: splits[split] for split in order}, skipped
+
+
+def _leave_out(splits, checked):
+  """Takes gray and sepia pictures out of `train`; returns their ids."""
+  train = splits.get('train', [])
+  monochrome = [one.id for one in train if checked[one.id].kind != 'color']
+  if train and len(monochrome) == len(train):
+    raise DataError('no picture to train on has colors')
+  if train:
+    left_out = set(monochrome)
+    splits['train'] = [one for one in train if one.id not in left_out]
+  return monochrome
 
 
 def _split_of(digest):
