@@ -38,10 +38,10 @@ document.querySelectorAll('table').forEach(table => {
 """
 
 
-def rows_picture(comparison, settings, count=8):
+def rows_picture(comparison, settings, count=8, across=1):
   """Returns a sheet uint8 [H, W, 3]: gray, each method's samples, truth.
 
-  A row a picture, of `count` pictures at equal steps through the names.
+  `across` pictures a row, of `count` pictures at equal steps through the names.
   """
   names = list(comparison.truth)
   picked = [names[i * len(names) // count] for i in range(count)]
@@ -51,7 +51,7 @@ def rows_picture(comparison, settings, count=8):
       cells.append(image.shrink(picture, _CELL))
       labels.append(label)
   columns = len(cells) // len(dict.fromkeys(picked))
-  return image.contact_sheet(cells, columns, labels)
+  return image.contact_sheet(cells, columns * across, labels)
 
 
 def page(comparison, settings, made, values):

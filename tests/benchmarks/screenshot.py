@@ -1,6 +1,8 @@
 """Makes the README's picture of the web page.
 
-python tests/benchmarks/screenshot.py WEIGHTS PHOTO launch/demo.jpg
+python tests/benchmarks/screenshot.py WEIGHTS PHOTO launch/demo.jpg 0.4 0.45
+
+The numbers: where the hint is, in widths and heights from the upper left corner.
 """
 
 import os
@@ -21,8 +23,8 @@ from coltran_jax import command, demo, image, photo, pipeline
 COLORINGS = 4
 
 
-def main(weights, source, out):
-  """Writes the picture: a hint at a fifth from the top, four colorings."""
+def main(weights, source, out, x, y):
+  """Writes the picture: a hint, four colorings."""
   command.keep_programs(jax)
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
@@ -35,9 +37,10 @@ def main(weights, source, out):
       browsers.find(browser, '#upload input[type=file]').send_keys(path)
       picture = browsers.find(browser, '#picture img')
       browsers.until(browser, lambda: picture.size['height'] > 100)
-      up = round(-0.3 * picture.size['height'])
+      right = round((float(x) - 0.5) * picture.size['width'])
+      down = round((float(y) - 0.5) * picture.size['height'])
       action = ActionChains(browser)
-      action.move_to_element_with_offset(picture, 0, up).click().perform()
+      action.move_to_element_with_offset(picture, right, down).click().perform()
       time.sleep(3)  # The dot is drawn.
       box = browsers.find(browser, '#count input[type=number]')
       box.send_keys(Keys.CONTROL, 'a')
