@@ -16,10 +16,12 @@ Variants, joined by commas (`configs/colorizer.py:small,debug`):
 - sports: small, 32x32 codes, for a CPU, on the 100-sports photos.
 - sports_encoder: its encoder alone, first: what grass and skin are like is
   learned from single pixels at half the cost of a step. On two cores 1,200 steps
-  take 20 minutes, to 2.86 bits/dim of the encoder's own on 240 valid photos.
+  take 20 minutes, to 2.86 bits/dim of the encoder's own on 240 valid photos; 2,600
+  more from there come to 2.78.
 - sports_decoders: the rest, from there: `coltran export RUN DIR`, then `--set
-  init_from=DIR`: 1.33 bits/dim after 650 steps, begun with decoders of `sports`.
-  (That trains all parts: 1.67 after 1,000 steps of 8, 14 minutes, while the
+  init_from=DIR`: 1.33 bits/dim after 650 steps, begun with decoders of `sports`,
+  1.18 after 1,600 more, the last 700 on data of `coltran prepare --color-only`.
+  (`sports` trains all parts: 1.67 after 1,000 steps of 8, 14 minutes, while the
   encoder's own rose to 2.95.)
 - debug: tiny, ends within a minute on two cores.
 """
