@@ -243,7 +243,7 @@ def test_preparing_again_does_nothing_unless_the_source_is_another(
   monkeypatch.setattr(checking, 'check_all', None)
   assert prepare(tmp_path) == first
   data_sets.save(tmp_path / 'in' / 'c.png', GRAY)
-  with pytest.raises(sources.DataError, match='made of other files; remove it'):
+  with pytest.raises(sources.DataError, match='made of other files or'):
     prepare(tmp_path)
 
 
@@ -321,7 +321,7 @@ def test_gray_and_sepia_pictures_may_be_left_out_of_training(
   assert made == preparing.Report({'train': 1, 'valid': 3}, {}, left_out)
   assert list(opened(tmp_path, 'train')) == ['train/c.png']
   assert prepare(color_only=True) == made
-  with pytest.raises(sources.DataError, match='or otherwise'):
+  with pytest.raises(sources.DataError, match='or with other options'):
     prepare()
   (tmp_path / 'in' / 'train' / 'c.png').unlink()
   shutil.rmtree(tmp_path / 'out')

@@ -101,7 +101,7 @@ def prepare(name, source, data_dir, workers=None, color_only=False):
 
   Raises:
     DataError: the source is not as it must be, the data set was made of other
-      files or otherwise, another process prepares it, no space, ...
+      files or with other options, another process prepares it, no space, ...
   """
   sources.check_name(name)
   data_dir = pathlib.Path(data_dir)
@@ -164,8 +164,8 @@ def _report_of(target, stamp):
     ) from error
   if made.metadata.get('source') != stamp:
     raise DataError(
-      f'{target} is there already, made of other files or otherwise; remove it, or choose '
-      'another --data_dir'
+      f'{target} is there already, made of other files or with other options; '
+      'remove it, or choose another --data_dir'
     )
   _log.info('%s is there already', target)
   counts = {split: one.num_examples for split, one in made.splits.items()}
