@@ -95,7 +95,7 @@ def _parser():
     '--color-only',
     action='store_true',
     help='leave gray and sepia pictures out of the training split: a colorizer '
-    'would learn that photos may stay gray',
+    'could learn that photos stay gray',
   )
   add.add_argument(
     '--workers', type=command.count, help='processes (default: one a CPU)'

@@ -96,8 +96,7 @@ def prepare(name, source, data_dir, workers=None, color_only=False):
     data_dir: folder of data sets.
     workers: processes; by default one a CPU.
     color_only: leave gray and sepia pictures out of `train`. A colorizer that
-      has seen some learns that a photo may stay gray, and after a few gray rows
-      of a draw believes to have met one. Not of imagenet2012.
+      has seen some may learn that a photo stays gray. Not of imagenet2012.
 
   Raises:
     DataError: the source is not as it must be, the data set was made of other
