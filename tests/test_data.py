@@ -422,7 +422,7 @@ def test_a_killed_run_goes_on_where_it_was(
 
 def test_ctrl_c_stops_in_one_line(tmp_path):
   slow = data_sets.encode(data_sets.picture(0, 300, 300), 'WEBP', method=0)
-  for i in range(600):
+  for i in range(3000):  # So many that a starved test is there before the end.
     data_sets.save(tmp_path / 'in' / f'{i}.png', slow + bytes(i))
   command = [sys.executable, '-m', 'coltran_jax.cli', 'prepare', 'folder']
   command += [str(tmp_path / 'in'), '--data-dir', str(tmp_path / 'out')]
