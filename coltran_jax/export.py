@@ -10,8 +10,8 @@ def export(workdir, directory, step=None, half=False, decoding=None):
     workdir: of the run.
     directory: created if need be; other stages in it stay.
     step: of a checkpoint; None takes the one with the lowest evaluation loss.
-    decoding: of a colorizer, see `checkpoint.save`.
     half: write float16, in half the space; loaded it is float32 again.
+    decoding: of a colorizer, see `checkpoint.save`.
 
   Raises:
     RunError: no run, no such checkpoint, or it is damaged.

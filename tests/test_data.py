@@ -243,7 +243,8 @@ def test_preparing_again_does_nothing_unless_the_source_is_another(
   monkeypatch.setattr(checking, 'check_all', None)
   assert prepare(tmp_path) == first
   data_sets.save(tmp_path / 'in' / 'c.png', GRAY)
-  with pytest.raises(sources.DataError, match='made of other files or'):
+  message = 'made of other files or with other options; remove it'
+  with pytest.raises(sources.DataError, match=message):
     prepare(tmp_path)
 
 

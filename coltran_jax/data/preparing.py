@@ -153,7 +153,7 @@ def _prepare(name, source, data_dir, workers, color_only):
 
 
 def _report_of(target, stamp):
-  """The Report of what is there; DataError if it was made of other files."""
+  """The Report of what is there; DataError if it was made otherwise."""
   try:
     made = tfds.builder_from_directory(target).info
   except Exception as error:  # tfds raises many kinds.
@@ -219,14 +219,13 @@ def _splits(pictures, checked):
 
 def _leave_out(splits, checked):
   """Takes gray and sepia pictures out of `train`; returns their ids."""
-  train = splits.get('train', [])
-  monochrome = [one.id for one in train if checked[one.id].kind != 'color']
-  if train and len(monochrome) == len(train):
+  if 'train' not in splits:
+    return []
+  train = splits['train']
+  splits['train'] = [one for one in train if checked[one.id].kind == 'color']
+  if not splits['train']:
     raise DataError('no picture to train on has colors')
-  if train:
-    left_out = set(monochrome)
-    splits['train'] = [one for one in train if one.id not in left_out]
-  return monochrome
+  return [one.id for one in train if checked[one.id].kind != 'color']
 
 
 def _split_of(digest):

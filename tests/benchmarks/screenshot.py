@@ -1,6 +1,7 @@
 """Makes the README's picture of the web page.
 
-python tests/benchmarks/screenshot.py WEIGHTS PHOTO launch/demo.jpg 0.4 0.45
+python tests/benchmarks/screenshot.py coltran-sports \
+  tests/fixtures/lpips/photos/022.jpg launch/demo.jpg 0.59 0.19
 
 The numbers: where the hint is, in widths and heights from the upper left corner.
 """
