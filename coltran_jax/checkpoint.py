@@ -6,12 +6,13 @@
 
 `config.json` holds all that inference needs besides the arrays; `model` is
 exactly the module's keyword arguments. `decoding` is how to draw where nobody says
-otherwise, {"temperature", "min_p"}: small weights want to be held in; published
-ones say nothing and are drawn from as they are.
+otherwise, any of `DECODING`: small weights want to be held in; published ones say
+nothing and are drawn from as they are.
 """
 
 import json
 import logging
+import numbers
 import pathlib
 import shutil
 import zlib
@@ -23,7 +24,19 @@ import orbax.checkpoint as ocp
 
 SHIPPED = pathlib.Path(__file__).parent / 'weights'
 _KEYS = {'fingerprint', 'model', 'name', 'source'}
-DECODING = {'temperature': 1.0, 'min_p': 0.0}  # From the model as it is.
+# From the model as it is; see `sampling.sample` and `encoder_guidance`.
+DECODING = {
+  'temperature': 1.0,
+  'min_p': 0.0,
+  'encoder_weight': 0.0,
+  'vividness': 0.0,
+}
+_MOST = {
+  'temperature': 1e6,
+  'min_p': 1,
+  'encoder_weight': 100,
+  'vividness': 100,
+}
 _MAX_CONFIG_BYTES = 1 << 20
 
 
@@ -294,13 +307,21 @@ def read_config(path):
       f"{path}: 'decoding' may have {sorted(DECODING)} only"
     )
   config['decoding'] = DECODING | decoding
-  for key, most in (('temperature', 1e6), ('min_p', 1)):
-    value = config['decoding'][key]
-    if type(value) not in (int, float) or not 0 <= value <= most:
-      raise CheckpointError(
-        f'{path}: {key} must be a number, 0 to {most:g}, not {value!r}'
-      )
+  try:
+    check_decoding(config['decoding'])
+  except ValueError as error:
+    raise CheckpointError(f'{path}: {error}') from None
   return config
+
+
+def check_decoding(decoding):
+  """Raises ValueError if a number of a decoding is none, or out of range."""
+  for name, value in decoding.items():
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not 0 <= value <= _MOST[name]:
+      raise ValueError(
+        f'{name} must be a number, 0 to {_MOST[name]:g}, not {value!r}'
+      )
 
 
 def first_line(error):

@@ -67,6 +67,24 @@ def from_codes(codes):
   return from_symbols(codes_to_symbols(codes))
 
 
+def code_chroma(gray):
+  """Returns what codes mean at gray levels: (ab, possible), [..., 512].
+
+  gray: int [...], 0..255. ab: float32 [..., 512, 2], a* and b* of the colour of that
+  gray that is in the middle of a code's cube, or nearest to it. possible: bool,
+  whether the cube holds such a colour, to two levels.
+  """
+  low = from_codes(jnp.arange(NUM_CODES)).astype(jnp.int32)
+  middle = low + 16
+
+  def at(level):
+    shift = level - to_gray(middle)[:, None]
+    meant = jnp.clip(middle + shift, low, low + 31)
+    return to_lab(meant / 255)[:, 1:], jnp.abs(to_gray(meant) - level) <= 2
+
+  return jnp.vectorize(at, signature='()->(v,c),(v)')(jnp.asarray(gray))
+
+
 def to_lab(rgb):
   """Returns float32 [..., 3] CIE Lab (L in 0..100) of [..., 3] sRGB in 0..1."""
   rgb = jnp.asarray(rgb, jnp.float32)

@@ -8,6 +8,7 @@ import re
 import sys
 
 DEFAULT_WEIGHTS = 'coltran-sports'
+_DECODING = ('temperature', 'min_p', 'encoder_weight', 'vividness')
 EXIT_FAILED, EXIT_USAGE, EXIT_WEIGHTS, EXIT_RESUME = 1, 2, 3, 42
 
 
@@ -49,6 +50,11 @@ def temperature(text):
 def min_p(text):
   """Returns a share from 0 to 1, for argparse."""
   return _number(float, text, 0, math.nextafter(1, 2), 'a number, 0 to 1')
+
+
+def strength(text):
+  """Returns a number, 0 to 100, for argparse."""
+  return _number(float, text, 0, math.nextafter(100, 101), 'a number, 0 to 100')
 
 
 def hint(text):
@@ -131,11 +137,24 @@ def add_decoding(parser, note=''):
     help=f'{note}draw no color that is less probable than this share of the most '
     'probable one (default: what the weights ask for, else 0)',
   )
+  parser.add_argument(
+    '--encoder-weight',
+    type=strength,
+    help=f'{note}how much each draw heeds what the encoder expects: more is truer '
+    'to the photo, less is more various (default: what the weights ask for, '
+    'else 0)',
+  )
+  parser.add_argument(
+    '--vividness',
+    type=strength,
+    help=f'{note}how much vivid colors are preferred to dull ones (default: what '
+    'the weights ask for, else 0)',
+  )
 
 
 def decoding(args):
-  """Returns those of temperature and min_p that were given."""
-  given = {'temperature': args.temperature, 'min_p': args.min_p}
+  """Returns those of the decoding's options that were given."""
+  given = {name: getattr(args, name) for name in _DECODING}
   return {name: value for name, value in given.items() if value is not None}
 
 

@@ -109,7 +109,7 @@ def _with_hints(opened):
   return np.asarray(picture)
 
 
-def _color(colorizer, opened, count, seed, temperature, fast):
+def _color(colorizer, opened, count, seed, temperature, vividness, fast):
   """Returns [(Result, caption)] of an Opened, the most likely first."""
   if opened is None:
     raise gr.Error('Choose a photo first.')
@@ -122,6 +122,7 @@ def _color(colorizer, opened, count, seed, temperature, fast):
       num_samples=count,
       seed=int(seed),
       temperature=temperature,
+      vividness=vividness,
       fast=fast,
       guide=guide,
     )
@@ -153,8 +154,8 @@ def build(colorizer, folder, fast=False):
       f'Download {result.name}', value=str(path), interactive=True
     )
 
-  def run(opened, count, seed, temperature, quick):
-    made = _color(colorizer, opened, count, seed, temperature, quick)
+  def run(opened, count, seed, temperature, vividness, quick):
+    made = _color(colorizer, opened, count, seed, temperature, vividness, quick)
     results = [result for result, _ in made]
     grid = [(result.shown, caption) for result, caption in made]
     return results, grid, *show(opened, results, 0)
@@ -205,6 +206,14 @@ def build(colorizer, folder, fast=False):
           label='Temperature: 0 takes the most probable colors',
           elem_id='temperature',
         )
+        vividness = gr.Slider(
+          0,
+          2,
+          colorizer.decoding['vividness'],
+          step=0.1,
+          label='Vividness: more prefers vivid colors to dull ones',
+          elem_id='vividness',
+        )
         quick = gr.Checkbox(
           fast,
           interactive=not fast,
@@ -232,7 +241,7 @@ def build(colorizer, folder, fast=False):
     clear.click(remove_hints, opened, seen)
     go.click(
       run,
-      [opened, count, seed, temperature, quick],
+      [opened, count, seed, temperature, vividness, quick],
       [results, grid, slider, download],
     )
     grid.select(choose, [opened, results], [slider, download])

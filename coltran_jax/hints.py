@@ -232,18 +232,13 @@ def _distances(gray, wanted):
     wanted: uint8 [N, 3], colours whose chroma is asked for.
 
   distance: in a*b*, of what each code means at that gray from the wanted
-  chroma, as far as it exists at that lightness. possible: the code holds a
-  colour of that gray.
+  chroma, as far as it exists at that lightness. possible: see
+  `color.code_chroma`.
   """
   light = gray.astype(np.uint8)[:, None, None]
   target = image.join(light, wanted[:, None])[:, 0]
   target = np.asarray(color.to_lab(target / 255))[:, None, 1:]
   levels, inverse = np.unique(gray, return_inverse=True)
-  low = np.asarray(color.from_codes(np.arange(color.NUM_CODES))).astype(int)
-  # The colour in the middle of a code, or nearest to it, of that gray.
-  shift = levels[:, None] - np.asarray(color.to_gray(low + 16))
-  meant = np.clip(low + 16 + shift[..., None], low, low + 31)
-  possible = np.abs(np.asarray(color.to_gray(meant)) - levels[:, None]) <= 2
-  chroma = np.asarray(color.to_lab(meant / 255))[..., 1:]
-  distance = np.linalg.norm(chroma[inverse] - target, axis=-1)
+  ab, possible = map(np.asarray, color.code_chroma(levels))
+  distance = np.linalg.norm(ab[inverse] - target, axis=-1)
   return distance, possible[inverse]

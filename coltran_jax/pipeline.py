@@ -16,6 +16,7 @@ from PIL import Image
 from coltran_jax import (
   checkpoint,
   color,
+  encoder_guidance,
   hints,
   image,
   models,
@@ -65,8 +66,8 @@ class Colorizer:
   stages: {stage: (model, params)}, of `STAGES`, also an attribute; without the
   spatial upsampler only `fast=True` works. chunk: lines that the upsamplers
   work on at a time (less memory and faster on a CPU), None for all. decoding:
-  {'temperature', 'min_p'} of draws that say none, also an attribute; what is not
-  in it is `checkpoint.DECODING`'s.
+  what draws take that say nothing else, also an attribute; what is not in it is
+  `checkpoint.DECODING`'s.
   """
 
   def __init__(self, stages, chunk=8, decoding=None):
@@ -123,6 +124,8 @@ class Colorizer:
     seed=0,
     temperature=None,
     min_p=None,
+    encoder_weight=None,
+    vividness=None,
     size='original',
     sampler='exact',
     fast=False,
@@ -141,6 +144,8 @@ class Colorizer:
         None = what the weights ask for.
       min_p: draw no colour less probable than this share of the most probable
         one, None = what the weights ask for.
+      encoder_weight, vividness: see `encoder_guidance`; None = what the weights
+        ask for.
       size: 'original' or 256, see `__call__`.
       sampler: 'exact' or 'reference', see `sampling.sample`, `.upsample`.
       fast: leave out stage three: its detail is the photo's own anyway.
@@ -150,22 +155,30 @@ class Colorizer:
     Raises ValueError (`hints.HintError` of the guide): options that make no
     sense.
     """
+    given = {
+      'temperature': temperature,
+      'min_p': min_p,
+      'encoder_weight': encoder_weight,
+      'vividness': vividness,
+    }
+    decoding = self.decoding | {
+      name: value for name, value in given.items() if value is not None
+    }
+    checkpoint.check_decoding(decoding)
     self._check(size, fast, guide)
     keys = sample_keys(seed, num_samples)
     pixels = photo.eight_bit(read.pixels)
     side = self.side('colorizer' if fast else 'spatial_upsampler')
     small, picture, box = self.frame(pixels, size, fast)
-    prior = None
-    if guide:
-      coarse = self._coarse(small[None])[0]
-      prior = hints.prior(guide, pixels.shape[:2], side, coarse)
+    prior = self._prior(small, decoding, guide, pixels.shape[:2], side)
+    if prior is not None:
       prior = np.broadcast_to(prior, (num_samples, *prior.shape))
     stages = self.run(
       np.repeat(small[None], num_samples, axis=0),
       None if fast else np.repeat(picture[None], num_samples, axis=0),
       keys,
-      self.decoding['temperature'] if temperature is None else temperature,
-      self.decoding['min_p'] if min_p is None else min_p,
+      decoding['temperature'],
+      decoding['min_p'],
       sampler,
       prior,
       uncertainty,
@@ -186,6 +199,26 @@ class Colorizer:
         )
       )
     return colorings
+
+  def _prior(self, gray, decoding, guide, shape, side):
+    """Returns [h, w, 512], what is added to logits of gray [h', w'], or None.
+
+    guide: of a photo of this shape in a square of this side, or None.
+    """
+    weight, vividness = decoding['encoder_weight'], decoding['vividness']
+    added = None
+    if weight or vividness:
+      model, params = self.stages['colorizer']
+      (added,) = encoder_guidance.prior(
+        model, params, gray[None], weight, vividness
+      )
+      added = np.asarray(added)
+    if guide:
+      coarse = self._coarse(gray[None])[0]
+      # Against decoder and encoder together, a hint weighs what it did before.
+      asked = (1 + weight) * hints.prior(guide, shape, side, coarse)
+      added = asked if added is None else added + asked
+    return added
 
   def frame(self, pixels, size='original', fast=False):
     """Returns (gray [h, w], gray [H, W], box) of a photo, as the stages see it.

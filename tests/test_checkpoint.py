@@ -54,16 +54,21 @@ def test_a_decoding_is_kept_and_completed(folder, tmp_path):
   assert read(folder / 'config.json')['decoding'] == checkpoint.DECODING
   checkpoint.save(tmp_path, 'colorizer', {}, PARAMS, '', {'temperature': 0.8})
   path = tmp_path / 'colorizer' / 'config.json'
-  assert read(path)['decoding'] == {'temperature': 0.8, 'min_p': 0}
+  expected = checkpoint.DECODING | {'temperature': 0.8}
+  assert read(path)['decoding'] == expected
   numbers = [-1, float('nan'), 1e7, '1', True, [1]]
   for wrong in (
     *({'temperature': x} for x in numbers),
     {'min_p': 2},
+    {'encoder_weight': -1},
+    {'vividness': 101},
     {'x': 1},
     1,
   ):
     edit(path.parent, decoding=wrong)
-    with pytest.raises(checkpoint.CheckpointError, match=r'temperature|min_p'):
+    with pytest.raises(
+      checkpoint.CheckpointError, match=r'temper|min_p|weight|viv'
+    ):
       checkpoint.load(path.parent)
 
 

@@ -49,6 +49,7 @@ ROWS = [
     *('diffusion.weights', 'diffusion.generation'),
   },
   {'sampling', 'convert.cnn', 'diffusion.parts', 'diffusion.prompts'},
+  {'encoder_guidance'},
   {
     'diffusion.pipeline',
     'pipeline',

@@ -227,10 +227,15 @@ def test_photos_are_drawn_as_the_weights_ask_for(weights, colorizer, tmp_path):
   shutil.copytree(weights, folder)
   path = folder / 'colorizer' / 'config.json'
   config = json.loads(path.read_text())
-  decoding = {'temperature': 0.7, 'min_p': 0.3}
+  decoding = {
+    'temperature': 0.7,
+    'min_p': 0.3,
+    'encoder_weight': 0.5,
+    'vividness': 2,
+  }
   path.write_text(json.dumps(config | {'decoding': decoding}))
   calm = pipeline.Colorizer.from_pretrained(folder, fast=True)
-  for options in ({}, {'temperature': 1}, {'min_p': 0}):
+  for options in ({}, *({name: 0} for name in decoding)):
     (made,) = calm(GRAY, fast=True, **options)
     (expected,) = colorizer(GRAY, fast=True, **decoding | options)
     np.testing.assert_array_equal(made, expected)
@@ -250,6 +255,8 @@ def test_photos_are_drawn_as_the_weights_ask_for(weights, colorizer, tmp_path):
     {'temperature': -1},
     {'temperature': float('nan')},
     {'min_p': 1.1},
+    {'encoder_weight': -1},
+    {'vividness': float('nan')},
     {'sampler': 'best'},
     {'fast': True, 'size': 256},
     {'guide': hints.Guide(((0, 0, (0, 0, 0)),)), 'size': 256},

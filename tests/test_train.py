@@ -533,13 +533,26 @@ def test_three_trained_stages_are_exported_and_color_a_photo(
     train.train_and_evaluate(config, tmp_path / stage, data_dir)
     run = [str(tmp_path / stage), str(tmp_path / 'weights'), '--half']
     drawn = stage == 'colorizer'
-    code = cli.main(['export', *run, '--temperature', '0.9', '--min-p', '0.1'])
+    options = [
+      '--temperature',
+      '0.9',
+      '--min-p',
+      '0.1',
+      '--encoder-weight',
+      '2',
+    ]
+    code = cli.main(['export', *run, *options, '--vividness', '0.5'])
     assert code == (0 if drawn else 3)
     assert drawn or cli.main(['export', *run]) == 0
   card = (tmp_path / 'weights/model_card.md').read_text()
   assert 'trained on folder for 1 steps of 8 pictures' in card
   colorizer = coltran_jax.Colorizer.from_pretrained(tmp_path / 'weights')
-  assert colorizer.decoding == {'temperature': 0.9, 'min_p': 0.1}
+  assert colorizer.decoding == {
+    'temperature': 0.9,
+    'min_p': 0.1,
+    'encoder_weight': 2,
+    'vividness': 0.5,
+  }
   gray = np.tile(np.arange(40, dtype=np.uint8)[None, :, None], (30, 1, 3))
   colored = colorizer(gray)[0]
   assert colored.shape == gray.shape
