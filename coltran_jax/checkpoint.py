@@ -186,6 +186,8 @@ def write_model_card(directory):
   lines = ['# ColTran weights', '']
   for path in sorted(directory.glob('*/config.json')):
     config = read_config(path)
+    if config['decoding'] == DECODING:
+      del config['decoding']  # It says nothing, and most stages draw nothing.
     lines += [
       f'## {config["name"]}',
       '',

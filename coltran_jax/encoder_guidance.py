@@ -15,6 +15,8 @@ numbers put that right, added to the logits of each code before it is drawn
 Both 0, the model is drawn from as it was trained.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -26,6 +28,8 @@ ENOUGH = 30.0  # Chroma, C* of Lab.
 def prior(model, params, gray, encoder_weight, vividness):
   """Returns float32 [B, H, W, 512], to add to a colorizer's logits.
 
+  One picture at a time: the same bits whatever the batch.
+
   Args:
     model, params: the colorizer.
     gray: int [B, ...], 0..255, of its `gray_resolution`.
@@ -34,16 +38,26 @@ def prior(model, params, gray, encoder_weight, vividness):
 
   Raises ValueError for an encoder_weight and a model without a parallel head.
   """
-  added = vividness / 10 * _chroma(model.coarse_gray(gray))
-  if encoder_weight:
-    added += encoder_weight * sampling.parallel(model, params, gray)
-  return added
+  if encoder_weight and not model.parallel_head:
+    raise ValueError('this colorizer predicts nothing by its encoder alone')
+  weights = jnp.float32([encoder_weight, vividness])
+  options = {'model': sampling.chunked(model), 'heeded': encoder_weight > 0}
+  return jnp.stack([_prior(params, one, weights, **options) for one in gray])
 
 
-@jax.jit
-def _chroma(gray):
-  """Returns float32 [..., 512], chroma of codes at int [...] gray, up to ENOUGH."""
+@functools.partial(jax.jit, static_argnames=('model', 'heeded'))
+def _prior(params, gray, weights, *, model, heeded):
+  """Returns float32 [H, W, 512]; heeded: the encoder's weight is not 0."""
   # A table of all levels: there are fewer of them than pixels.
   ab, possible = color.code_chroma(jnp.arange(256))
   chroma = jnp.minimum(jnp.linalg.norm(ab, axis=-1), ENOUGH)
-  return jnp.where(possible, chroma, 0)[gray]
+  chroma = jnp.where(possible, chroma, 0)
+  added = weights[1] / 10 * chroma[model.coarse_gray(gray[None])[0]]
+  if heeded:
+    logits = model.apply({'params': params}, gray[None], method=_predict)
+    added += weights[0] * jax.nn.log_softmax(logits[0])
+  return added
+
+
+def _predict(model, gray):
+  return model.parallel(model.encode(gray))

@@ -170,9 +170,10 @@ class Colorizer:
     pixels = photo.eight_bit(read.pixels)
     side = self.side('colorizer' if fast else 'spatial_upsampler')
     small, picture, box = self.frame(pixels, size, fast)
-    prior = self._prior(small, decoding, guide, pixels.shape[:2], side)
-    if prior is not None:
-      prior = np.broadcast_to(prior, (num_samples, *prior.shape))
+    asked, expected = (
+      None if one is None else np.broadcast_to(one, (num_samples, *one.shape))
+      for one in self._priors(small, decoding, guide, pixels.shape[:2], side)
+    )
     stages = self.run(
       np.repeat(small[None], num_samples, axis=0),
       None if fast else np.repeat(picture[None], num_samples, axis=0),
@@ -180,7 +181,8 @@ class Colorizer:
       decoding['temperature'],
       decoding['min_p'],
       sampler,
-      prior,
+      asked,
+      expected,
       uncertainty,
     )
     colorings = []
@@ -200,25 +202,24 @@ class Colorizer:
       )
     return colorings
 
-  def _prior(self, gray, decoding, guide, shape, side):
-    """Returns [h, w, 512], what is added to logits of gray [h', w'], or None.
+  def _priors(self, gray, decoding, guide, shape, side):
+    """Returns what the guide and the encoder add to logits, [h, w, 512] or None.
 
-    guide: of a photo of this shape in a square of this side, or None.
+    guide: of a photo of this shape in a square of this side, or None; gray: int
+    [h', w'] of that square.
     """
     weight, vividness = decoding['encoder_weight'], decoding['vividness']
-    added = None
-    if weight or vividness:
-      model, params = self.stages['colorizer']
-      (added,) = encoder_guidance.prior(
-        model, params, gray[None], weight, vividness
-      )
-      added = np.asarray(added)
+    asked = expected = None
     if guide:
       coarse = self._coarse(gray[None])[0]
       # Against decoder and encoder together, a hint weighs what it did before.
       asked = (1 + weight) * hints.prior(guide, shape, side, coarse)
-      added = asked if added is None else added + asked
-    return added
+    if weight or vividness:
+      model, params = self.stages['colorizer']
+      (expected,) = np.asarray(
+        encoder_guidance.prior(model, params, gray[None], weight, vividness)
+      )
+    return asked, expected
 
   def frame(self, pixels, size='original', fast=False):
     """Returns (gray [h, w], gray [H, W], box) of a photo, as the stages see it.
@@ -254,15 +255,18 @@ class Colorizer:
     temperature=1.0,
     min_p=0.0,
     sampler='exact',
-    prior=None,
+    asked=None,
+    expected=None,
     uncertainty=False,
   ):
     """Returns the `Stages` of gray pictures.
 
     gray: int [B, h, w] at stage one's `gray_resolution`. gray_full: int [B, H, W]
-    at stage three's, or None to leave it out. keys: [B]. prior: float
-    [B, h, w, 512], see `sampling.sample`. uncertainty: also give the entropy.
+    at stage three's, or None to leave it out. keys: [B]. asked, expected: float
+    [B, h, w, 512], of `hints` and `encoder_guidance`, priors of `sampling.sample`.
+    uncertainty: also give the entropy, of the model and what is asked.
     """
+    priors = [prior for prior in (asked, expected) if prior is not None]
     sample = sampling.sample(
       *self.stages['colorizer'],
       gray,
@@ -271,12 +275,12 @@ class Colorizer:
       min_p=min_p,
       mode=sampler,
       keep_logits=uncertainty,
-      prior=prior,
+      prior=sum(priors) if priors else None,
     )
     entropy = None
     if uncertainty:
       entropy = sampling.entropy(
-        sample.logits if prior is None else sample.logits + prior
+        sample.logits if asked is None else sample.logits + asked
       )
     coarse, low, full = self.refine(sample.codes, gray, gray_full, sampler)
     return Stages(

@@ -59,7 +59,7 @@ def sample(
     ValueError: shapes or options that make no sense.
   """
   _check(model, gray, rng, temperature, min_p, mode, prior)
-  model = _chunked(model)
+  model = chunked(model)
   mesh = mesh or _mesh_of(gray)
   if mesh and 'data' not in mesh.shape:
     raise ValueError(f'the mesh has no axis data, only {mesh.axis_names}')
@@ -110,32 +110,7 @@ def sample(
   )
 
 
-def parallel(model, params, gray):
-  """Returns float32 [B, H, W, 512], log probabilities (nats) of the encoder.
-
-  Its own prediction of all colours at once (section 3), of gray int [B, ...] of the
-  model's `gray_resolution`; params: the model's. One picture at a time: the
-  same bits whatever the batch.
-
-  Raises ValueError if the model has no parallel head.
-  """
-  if not model.parallel_head:
-    raise ValueError('this colorizer predicts nothing by its encoder alone')
-  return jnp.stack(
-    [_parallel(params, one, model=_chunked(model)) for one in gray]
-  )
-
-
-@functools.partial(jax.jit, static_argnames=('model',))
-def _parallel(params, gray, *, model):
-  def predict(model, gray):
-    return model.parallel(model.encode(gray))
-
-  logits = model.apply({'params': params}, gray[None], method=predict)
-  return jax.nn.log_softmax(logits[0])
-
-
-def _chunked(model):
+def chunked(model):
   """Returns the model with an encoder that works on few lines at a time."""
   if model.encoder_chunk is not None:
     return model

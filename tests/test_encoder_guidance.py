@@ -36,13 +36,13 @@ def sample(recorded, **options):
 
 def test_the_encoder_s_prediction_is_that_of_a_teacher_forced_pass(recorded):
   model, params, gray = recorded.model, recorded.params, recorded.gray
-  made = sampling.parallel(model, params, gray)
+  made = prior(recorded, 1, 0)
   codes = jnp.zeros((len(gray), *model.resolution), jnp.int32)
   _, aux = model.apply({'params': params}, gray, codes)
   expected = jax.nn.log_softmax(aux['parallel_logits'])
   np.testing.assert_allclose(made, expected, atol=1e-4)
   for i in range(len(gray)):
-    alone = sampling.parallel(model, params, gray[i : i + 1])
+    alone = encoder_guidance.prior(model, params, gray[i : i + 1], 1, 0)
     np.testing.assert_array_equal(alone[0], made[i])
 
 
@@ -83,9 +83,7 @@ def test_what_a_code_means_at_a_gray_is_of_that_gray_and_in_its_cube():
 
 
 def test_guided_draws_are_what_the_encoder_expects(recorded):
-  log_p = np.asarray(
-    sampling.parallel(recorded.model, recorded.params, recorded.gray)
-  )
+  log_p = np.asarray(prior(recorded, 1, 0))
 
   def expected(strength):
     codes = sample(recorded, prior=prior(recorded, strength, 0)).codes
@@ -116,24 +114,30 @@ def test_a_hint_reaches_as_far_in_a_guided_draw(weights):
   colorizer = pipeline.Colorizer.from_pretrained(weights, fast=True)
   gray = np.full((32, 32, 1), 120, np.uint8)
   asked = hints.Guide(((16, 16, (200, 60, 40)),))
-  kept = {}
+  kept = []
   draw = colorizer.run
 
-  def run(gray, full, keys, temperature, min_p, sampler, prior, uncertainty):
-    kept['prior'] = prior
-    return draw(
-      gray, full, keys, temperature, min_p, sampler, prior, uncertainty
-    )
+  def run(*args):
+    kept.append([None if prior is None else prior[0] for prior in args[6:8]])
+    return draw(*args)
 
   colorizer.run = run
-  priors = []
   for guide, weight in ((asked, 0), (None, 3), (asked, 3)):
     colorizer.draw(
       photo.read(gray), fast=True, guide=guide, encoder_weight=weight
     )
-    priors.append(kept['prior'][0])
-  alone, guided, both = priors
-  wished = alone > -1e6  # The others are not to be drawn at all.
-  np.testing.assert_allclose(
-    both[wished], (guided + 4 * alone)[wished], atol=1e-3
-  )
+  alone, guided, both = kept
+  assert alone[1] is None and guided[0] is None
+  np.testing.assert_array_equal(both[0], 4 * alone[0])
+  np.testing.assert_array_equal(both[1], guided[1])
+
+
+def test_uncertainty_is_the_model_s_and_not_of_what_is_weighed(weights):
+  colorizer = pipeline.Colorizer.from_pretrained(weights, fast=True)
+  read = photo.read(np.full((32, 32, 1), 120, np.uint8))
+  bits = [
+    colorizer.draw(read, fast=True, uncertainty=True, vividness=v)[0].entropy
+    for v in (0, 20)
+  ]
+  # Random weights: nearly even odds. 60 nats for vivid codes would leave none.
+  assert bits[0].mean() > 6 and bits[1].mean() > 6

@@ -10,7 +10,7 @@ from coltran_jax import checkpoint, cli, color, doctor, photo
 from coltran_jax.evaluation import image_metrics
 
 PHOTO = 'lpips/photos/011.jpg'
-MEGABYTES = {'coltran-sports': 20}
+MEGABYTES = {'cnn-sports': 4, 'coltran-sports': 20}
 
 
 def size(folder):

@@ -546,6 +546,7 @@ def test_three_trained_stages_are_exported_and_color_a_photo(
     assert drawn or cli.main(['export', *run]) == 0
   card = (tmp_path / 'weights/model_card.md').read_text()
   assert 'trained on folder for 1 steps of 8 pictures' in card
+  assert card.count('"decoding"') == 1  # Of the colorizer alone.
   colorizer = coltran_jax.Colorizer.from_pretrained(tmp_path / 'weights')
   assert colorizer.decoding == {
     'temperature': 0.9,
