@@ -13,7 +13,7 @@ from coltran_jax import (
   pipeline,
   sampling,
 )
-from tests import conftest
+import conftest
 
 
 @pytest.fixture(scope='module')

@@ -330,13 +330,14 @@ def test_a_run_that_is_stopped_and_goes_on_is_the_undisturbed_run(
 
 
 def damage_by_flipped_bits(folder):
-  # Of array data, in which orbax itself sees nothing; the index is small.
-  for path in folder.glob('state/**/d/*'):
-    content = bytearray(path.read_bytes())
-    if len(content) > 100_000:
-      for place in range(1000, len(content) // 2, 10_000):
-        content[place] ^= 0x10
-      path.write_bytes(content)
+  # Of array data, in which orbax itself sees nothing: the index is smaller than the
+  # largest file, into how many files data go differs from run to run.
+  files = folder.glob('state/**/d/*')
+  path = max(files, key=lambda file: file.stat().st_size)
+  content = bytearray(path.read_bytes())
+  for place in range(1000, len(content) // 2, 10_000):
+    content[place] ^= 0x10
+  path.write_bytes(content)
 
 
 def damage_by_cutting(folder):
