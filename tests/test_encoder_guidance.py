@@ -1,5 +1,6 @@
 """Guided draws heed the encoder, vivid ones are colored, and both keep likelihoods."""
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,6 @@ from coltran_jax import (
   pipeline,
   sampling,
 )
-import conftest
 
 
 @pytest.fixture(scope='module')

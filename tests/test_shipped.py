@@ -6,10 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from coltran_jax import checkpoint, cli, color, doctor, photo
+from coltran_jax import checkpoint, cli, color, doctor, hints, photo, pipeline
 from coltran_jax.evaluation import image_metrics
 
 PHOTO = 'lpips/photos/011.jpg'
+HINTED = 'lpips/photos/022.jpg'  # A red hint is on its disc, over grass.
 MEGABYTES = {'cnn-sports': 4, 'coltran-sports': 20}
 
 
@@ -55,3 +56,22 @@ def test_the_command_alone_colors_a_photo(fixtures, tmp_path, monkeypatch):
   for one in made:
     assert image_metrics.colorfulness(one[None])[0] > 5
     assert np.abs(np.asarray(color.to_gray(one)) - gray).mean() < 4
+
+
+def test_a_hint_colors_the_disc_in_every_draw_and_nothing_below(fixtures):
+  colorizer = pipeline.Colorizer.from_pretrained('coltran-sports')
+  read = photo.read(fixtures / HINTED)
+  hinted = hints.read(points=[(132, 42, (176, 48, 32))])
+
+  def ab(guide):
+    drawn = colorizer.draw(read, num_samples=4, guide=guide)
+    return [
+      color.to_lab(one.pixels / np.float32(255))[..., 1:] for one in drawn
+    ]
+
+  for free, asked in zip(ab(None), ab(hinted), strict=True):
+    disc = np.s_[39:46, 117:148]
+    assert free[disc][..., 0].mean() < 5
+    assert asked[disc][..., 0].mean() > 10  # Red.
+    assert np.abs(asked[112:] - free[112:]).mean() < 1
+    assert np.linalg.norm(free[112:], axis=-1).mean() > 15  # Grass is colored.
