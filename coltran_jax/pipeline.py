@@ -64,10 +64,10 @@ class Colorizer:
   """Colours photos; `from_pretrained` makes one.
 
   stages: {stage: (model, params)}, of `STAGES`, also an attribute; without the
-  spatial upsampler only `fast=True` works. chunk: lines that the upsamplers
-  work on at a time (less memory and faster on a CPU), None for all. decoding:
-  what draws take that say nothing else, also an attribute; what is not in it is
-  `checkpoint.DECODING`'s.
+  spatial upsampler only `fast=True` works. chunk: lines that upsamplers which are
+  not small work on at a time (less memory and faster on a CPU), None for all.
+  decoding: what draws take that say nothing else, also an attribute; what is not in
+  it is `checkpoint.DECODING`'s.
   """
 
   def __init__(self, stages, chunk=8, decoding=None):
@@ -75,7 +75,7 @@ class Colorizer:
     self.stages = {}
     for stage, (model, params) in stages.items():
       if stage != 'colorizer':
-        model = model.clone(chunk=chunk)
+        model = model.clone(chunk=models.chunk(model, chunk))
       self.stages[stage] = (model, jax.device_put(params))
 
   @classmethod

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from coltran_jax import sampling_tile
+from coltran_jax import models, sampling_tile
 
 TILE = sampling_tile.TILE
 _ENCODER_CHUNK = 16  # Lines that the encoder works on at a time, if not given.
@@ -114,7 +114,7 @@ def chunked(model):
   """Returns the model with an encoder that works on few lines at a time."""
   if model.encoder_chunk is not None:
     return model
-  return model.clone(encoder_chunk=_ENCODER_CHUNK)
+  return model.clone(encoder_chunk=models.chunk(model, _ENCODER_CHUNK))
 
 
 def _check(model, gray, rng, temperature, min_p, mode, prior):

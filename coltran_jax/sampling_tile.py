@@ -126,6 +126,7 @@ class Tile:
     processor. Both give the same bits.
     """
     each = jax.vmap(function)
+    single = jax.jit(each)
 
     def put(i, out):
       part = jax.tree.map(
@@ -134,12 +135,15 @@ class Tile:
       return jax.tree.map(
         lambda o, x: jax.lax.dynamic_update_slice_in_dim(o, x, i, 0),
         out,
-        each(*part),
+        single(*part),
       )
 
     def one_by_one():
-      shapes = jax.eval_shape(each, *inputs)
-      out = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+      one = jax.tree.map(lambda x: x[:1], inputs)
+      shapes = jax.eval_shape(single, *one)  # Traced once, for `put` as well.
+      out = jax.tree.map(
+        lambda x: jnp.zeros((TILE, *x.shape[1:]), x.dtype), shapes
+      )
       return jax.lax.fori_loop(0, self.count, put, out)
 
     if not together:

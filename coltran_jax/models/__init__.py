@@ -22,6 +22,7 @@ MODELS = {
 _COLLECTIONS = ('batch_stats',)
 _LARGEST = 1 << 16  # Of any size; layers are fewer.
 _MOST_LAYERS = 256
+_SMALL = 1 << 19  # Features of a picture: two megabytes.
 
 
 def build(name, arguments):
@@ -85,6 +86,17 @@ def picture_resolution(model):
   if isinstance(model, colorizer.Colorizer):
     return model.gray_resolution
   return getattr(model, 'resolution', None)
+
+
+def chunk(model, lines):
+  """Returns lines, or None (all) for a model whose pictures are small.
+
+  Those stay in a processor's cache, and loops over lines double what a start
+  spends on tracing.
+  """
+  height, width = model.resolution
+  small = height * width * model.hidden_size <= _SMALL
+  return None if small else lines
 
 
 def init(model, rng):
