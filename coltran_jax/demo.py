@@ -19,7 +19,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image, ImageDraw
 
-from coltran_jax import batch, color, hints, image, photo, sheets
+from coltran_jax import batch, hints, image, photo, pipeline, sheets
 
 _SHOWN = 1024  # Longest side in pixels of pictures on the page.
 _MOST_SAMPLES = 8
@@ -150,8 +150,8 @@ def build(colorizer, folder, fast=False):
     result = results[index]
     path = pathlib.Path(tempfile.mkdtemp(dir=folder), result.name)
     photo.write(path, result.data)
-    gray = np.asarray(color.to_gray(opened.shown)).astype(np.uint8)
-    return (_shown(gray[..., None]), result.shown), gr.DownloadButton(
+    before = pipeline.gray(opened.shown)[..., None].astype(np.uint8)
+    return (_shown(before), result.shown), gr.DownloadButton(
       f'Download {result.name}', value=str(path), interactive=True
     )
 

@@ -54,10 +54,6 @@ def _prior(params, gray, weights, *, model, heeded):
   chroma = jnp.where(possible, chroma, 0)
   added = weights[1] / 10 * chroma[model.coarse_gray(gray[None])[0]]
   if heeded:
-    logits = model.apply({'params': params}, gray[None], method=_predict)
+    logits = model.apply({'params': params}, gray[None], method='expect')
     added += weights[0] * jax.nn.log_softmax(logits[0])
   return added
-
-
-def _predict(model, gray):
-  return model.parallel(model.encode(gray))

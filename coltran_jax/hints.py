@@ -238,7 +238,6 @@ def _distances(gray, wanted):
   light = gray.astype(np.uint8)[:, None, None]
   target = image.join(light, wanted[:, None])[:, 0]
   target = np.asarray(color.to_lab(target / 255))[:, None, 1:]
-  levels, inverse = np.unique(gray, return_inverse=True)
-  ab, possible = map(np.asarray, color.code_chroma(levels))
-  distance = np.linalg.norm(ab[inverse] - target, axis=-1)
-  return distance, possible[inverse]
+  # Of all levels, not of those in the photo: the same program for any.
+  ab, possible = map(np.asarray, color.code_chroma(np.arange(256)))
+  return np.linalg.norm(ab[gray] - target, axis=-1), possible[gray]

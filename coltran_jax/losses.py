@@ -68,7 +68,7 @@ def colorizer(
   gray = color.to_gray(batch['image'])
   codes = color.to_codes(layers.shrink(batch['image'], model.gray_patch))
   if train and part == 'encoder':
-    logits = model.apply(variables, gray, rngs=rngs, method=_parallel)
+    logits = model.apply(variables, gray, train, rngs=rngs, method='expect')
     loss = bits_per_dim(logits, codes)
     return loss, {'parallel_bits_per_dim': loss}, {}
   if train:
@@ -84,10 +84,6 @@ def colorizer(
     weight = {'all': parallel_weight, 'encoder': 1, 'decoders': 0}[part]
     loss = (1 - weight) * loss + weight * parallel
   return loss, metrics, {}
-
-
-def _parallel(model, gray):
-  return model.parallel(model.encode(gray, train=True))
 
 
 def _forward(model, gray, codes, noise, part):

@@ -8,6 +8,7 @@ of the result only the chroma is taken, joined to the photo's own luminance.
 """
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -170,9 +171,8 @@ class Colorizer:
     pixels = photo.eight_bit(read.pixels)
     side = self.side('colorizer' if fast else 'spatial_upsampler')
     small, picture, box = self.frame(pixels, size, fast)
-    asked, expected = (
-      None if one is None else np.broadcast_to(one, (num_samples, *one.shape))
-      for one in self._priors(small, decoding, guide, pixels.shape[:2], side)
+    asked, expected = self._priors(
+      small, decoding, guide, pixels.shape[:2], side
     )
     stages = self.run(
       np.repeat(small[None], num_samples, axis=0),
@@ -203,7 +203,7 @@ class Colorizer:
     return colorings
 
   def _priors(self, gray, decoding, guide, shape, side):
-    """Returns what the guide and the encoder add to logits, [h, w, 512] or None.
+    """Returns what guide and encoder add to logits, [1, h, w, 512] each or None.
 
     guide: of a photo of this shape in a square of this side, or None; gray: int
     [h', w'] of that square.
@@ -213,10 +213,10 @@ class Colorizer:
     if guide:
       coarse = self._coarse(gray[None])[0]
       # Against decoder and encoder together, a hint weighs what it did before.
-      asked = (1 + weight) * hints.prior(guide, shape, side, coarse)
+      asked = (1 + weight) * hints.prior(guide, shape, side, coarse)[None]
     if weight or vividness:
       model, params = self.stages['colorizer']
-      (expected,) = np.asarray(
+      expected = np.asarray(
         encoder_guidance.prior(model, params, gray[None], weight, vividness)
       )
     return asked, expected
@@ -263,10 +263,14 @@ class Colorizer:
 
     gray: int [B, h, w] at stage one's `gray_resolution`. gray_full: int [B, H, W]
     at stage three's, or None to leave it out. keys: [B]. asked, expected: float
-    [B, h, w, 512], of `hints` and `encoder_guidance`, priors of `sampling.sample`.
+    [B or 1, h, w, 512], of `hints` and `encoder_guidance`, or None.
     uncertainty: also give the entropy, of the model and what is asked.
     """
-    priors = [prior for prior in (asked, expected) if prior is not None]
+    prior = None
+    priors = [one for one in (asked, expected) if one is not None]
+    if priors:
+      prior = functools.reduce(np.add, priors)
+      prior = np.broadcast_to(prior, (len(gray), *prior.shape[1:]))
     sample = sampling.sample(
       *self.stages['colorizer'],
       gray,
@@ -275,7 +279,7 @@ class Colorizer:
       min_p=min_p,
       mode=sampler,
       keep_logits=uncertainty,
-      prior=sum(priors) if priors else None,
+      prior=prior,
     )
     entropy = None
     if uncertainty:

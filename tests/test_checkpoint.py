@@ -67,7 +67,8 @@ def test_a_decoding_is_kept_and_completed(folder, tmp_path):
   ):
     edit(path.parent, decoding=wrong)
     with pytest.raises(
-      checkpoint.CheckpointError, match=r'temper|min_p|weight|viv'
+      checkpoint.CheckpointError,
+      match=r'temperature|min_p|encoder_weight|vividness',
     ):
       checkpoint.load(path.parent)
 

@@ -334,6 +334,10 @@ class Colorizer(nn.Module):
     """Returns float32 logits [B, H, W, 512] of the encoder's own prediction."""
     return self.parallel_logits(z.astype(jnp.float32))
 
+  def expect(self, gray, train=False):
+    """Returns that prediction, float32 [B, H, W, 512], of int gray [B, P H, P W]."""
+    return self.parallel(self.encode(gray, train=train))
+
   def logits(self, x):
     """Returns float32 logits [..., 512] of the inner decoder's output."""
     return self.final_logits(self.final_norm(x))
