@@ -1,6 +1,7 @@
 """Colour on device: gray, 3-bit symbols, the 512 coarse colours, CIE Lab.
 
-Everything here is `jnp` and works under `jit`. Axes: `...` any, C = 3 channels.
+Everything here works under `jit`; gray, symbols and codes of numpy arrays are
+numpy arrays, made without compiling. Axes: `...` any, C = 3 channels.
 """
 
 import jax.numpy as jnp
@@ -32,22 +33,20 @@ def to_gray(rgb):
   float32 and truncates (255, 255, 255 -> 254). A uint8 picture would have been
   rounded, which differs in a quarter of all colours.
   """
-  rgb = jnp.asarray(rgb).astype(jnp.int32)
-  scale = jnp.float32(1.0 / (2**31 - 1))
-  unit = rgb.astype(jnp.float32) * scale
-  r, g, b = (unit[..., i] * jnp.float32(_LUMA[i]) for i in range(3))
+  unit = rgb.astype(np.float32) * np.float32(1.0 / (2**31 - 1))
+  r, g, b = (unit[..., i] * np.float32(_LUMA[i]) for i in range(3))
   luma = r + g + b
-  return (luma * jnp.float32(2**31)).astype(jnp.int32)
+  return (luma * np.float32(2**31)).astype(np.int32)
 
 
 def to_symbols(rgb):
   """Returns int32 [..., 3] 3-bit symbols 0..7 of int [..., 3] RGB 0..255."""
-  return jnp.asarray(rgb).astype(jnp.int32) >> 5
+  return rgb.astype(np.int32) >> 5
 
 
 def from_symbols(symbols):
   """Returns uint8 [...] levels 0, 32, .. 224 of int [...] symbols 0..7."""
-  return (jnp.asarray(symbols).astype(jnp.int32) << 5).astype(jnp.uint8)
+  return (symbols << 5).astype(np.uint8)
 
 
 def to_codes(rgb):
@@ -58,8 +57,9 @@ def to_codes(rgb):
 
 def codes_to_symbols(codes):
   """Returns int32 [..., 3] symbols 0..7 of int [...] codes 0..511."""
-  codes = jnp.asarray(codes).astype(jnp.int32)
-  return jnp.stack([codes >> 6, (codes >> 3) & 7, codes & 7], axis=-1)
+  codes = codes.astype(np.int32)
+  stack = codes.__array_namespace__().stack
+  return stack([codes >> 6, (codes >> 3) & 7, codes & 7], axis=-1)
 
 
 def from_codes(codes):

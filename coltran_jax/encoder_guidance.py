@@ -19,6 +19,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from coltran_jax import color, sampling
 
@@ -40,9 +41,9 @@ def prior(model, params, gray, encoder_weight, vividness):
   """
   if encoder_weight and not model.parallel_head:
     raise ValueError('this colorizer predicts nothing by its encoder alone')
-  weights = jnp.float32([encoder_weight, vividness])
+  weights = np.float32([encoder_weight, vividness])
   options = {'model': sampling.chunked(model), 'heeded': encoder_weight > 0}
-  return jnp.stack([_prior(params, one, weights, **options) for one in gray])
+  return np.stack([_prior(params, one, weights, **options) for one in gray])
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'heeded'))

@@ -216,8 +216,8 @@ class Colorizer:
       asked = (1 + weight) * hints.prior(guide, shape, side, coarse)[None]
     if weight or vividness:
       model, params = self.stages['colorizer']
-      expected = np.asarray(
-        encoder_guidance.prior(model, params, gray[None], weight, vividness)
+      expected = encoder_guidance.prior(
+        model, params, gray[None], weight, vividness
       )
     return asked, expected
 
@@ -286,7 +286,9 @@ class Colorizer:
       entropy = sampling.entropy(
         sample.logits if asked is None else sample.logits + asked
       )
-    coarse, low, full = self.refine(sample.codes, gray, gray_full, sampler)
+    coarse, low, full = self.refine(
+      np.asarray(sample.codes), gray, gray_full, sampler
+    )
     return Stages(
       coarse=coarse,
       low=low,
@@ -318,11 +320,11 @@ class Colorizer:
           sampler,
         )
       )
-    return np.asarray(color.from_symbols(symbols)), low, full
+    return color.from_symbols(symbols), low, full
 
   def _coarse(self, gray):
     """Returns int [B, h, w], stage one's gray as coarse as its colours."""
-    return np.asarray(self.stages['colorizer'][0].coarse_gray(gray))
+    return self.stages['colorizer'][0].coarse_gray(gray)
 
   def side(self, stage):
     """Returns the side in pixels of the squares that a stage works on."""
@@ -362,8 +364,12 @@ def sample_keys(seed, num_samples):
     raise ValueError(f'num_samples must be 1 or more, not {num_samples}')
   if not 0 <= seed < 1 << 32:  # jax would take it modulo 2^32.
     raise ValueError(f'seed must be 0 to {(1 << 32) - 1}, not {seed}')
-  key = jax.random.key(seed)
-  return jax.vmap(lambda i: jax.random.fold_in(key, i))(np.arange(num_samples))
+  return _keys(np.uint32(seed), np.arange(num_samples))
+
+
+@jax.jit
+def _keys(seed, index):
+  return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
 
 
 def like(read, size):
@@ -432,4 +438,4 @@ def gray(pixels):
   """Returns int32 [H, W] gray levels of uint8 [H, W, 1 or 3]."""
   if pixels.shape[-1] == 1:
     return pixels[..., 0].astype(np.int32)
-  return np.asarray(color.to_gray(pixels))
+  return color.to_gray(pixels)

@@ -76,38 +76,23 @@ def sample(
   ]
   pictures = np.zeros((rounds, shards, TILE), int)
   pictures.ravel()[places] = np.arange(batch)
-  places = jnp.array(places, jnp.int32)
-
-  def spread(x):
-    tiled = jnp.zeros((tiles * TILE, *x.shape[1:]), x.dtype).at[places].set(x)
-    return tiled.reshape(rounds, shards, TILE, *x.shape[1:])
-
-  gray = spread(jnp.asarray(gray, jnp.int32))
-  key_data = spread(jax.random.key_data(rng))
-  counts = jnp.array(counts, jnp.int32).reshape(rounds, shards)
+  counts = np.reshape(counts, (rounds, shards)).astype(np.int32)
   out = [
     _sample_tiles(
       params,
-      gray[i],
-      key_data[i],
+      *_pick((gray, rng), pictures[i]),
       counts[i],
-      jnp.float32([temperature, min_p]),
+      np.float32([temperature, min_p]),
       # A round's at a time: it is 512 times as large as the rest.
-      None if prior is None else jnp.asarray(prior[pictures[i]], jnp.float32),
+      None if prior is None else prior[pictures[i]].astype(np.float32),
       model=model,
-      key_impl=str(jax.random.key_impl(rng)),
       mode=mode,
       keep_logits=keep_logits,
       mesh=mesh,
     )
     for i in range(rounds)
   ]
-  return jax.tree.map(
-    lambda *x: jnp.concatenate(x).reshape(tiles * TILE, *x[0].shape[2:])[
-      places
-    ],
-    *out,
-  )
+  return _join(out, np.array(places))
 
 
 def chunked(model):
@@ -147,6 +132,23 @@ def entropy(logits):
   return np.asarray(-(jnp.exp(log_p) * log_p).sum(axis=-1) / np.log(2))
 
 
+# Each by one program: the operations alone would be compiled one by one.
+@jax.jit
+def _pick(trees, index):
+  """Returns the trees' arrays [B, ...] at an index [...]: [..., ...]."""
+  return jax.tree.map(lambda x: x[index], trees)
+
+
+@jax.jit
+def _join(rounds, index):
+  """Returns a tree of [B, ...] of one a round of [S, TILE, ...]; index: [B]."""
+
+  def join(*xs):
+    return jnp.stack(xs).reshape(-1, *xs[0].shape[2:])[index]
+
+  return jax.tree.map(join, *rounds)
+
+
 def _mesh_of(gray):
   """Returns the mesh over whose `data` axis the batch of gray is sharded."""
   if isinstance(gray, jax.core.Tracer):
@@ -158,18 +160,17 @@ def _mesh_of(gray):
 
 
 @functools.partial(
-  jax.jit, static_argnames=('model', 'key_impl', 'mode', 'keep_logits', 'mesh')
+  jax.jit, static_argnames=('model', 'mode', 'keep_logits', 'mesh')
 )
 def _sample_tiles(
   params,
   gray,
-  key_data,
+  keys,
   counts,
   decoding,
   prior,
   *,
   model,
-  key_impl,
   mode,
   keep_logits,
   mesh,
@@ -179,13 +180,12 @@ def _sample_tiles(
   decoding: float [2], temperature and min_p.
   """
 
-  def run(params, decoding, gray, key_data, counts, prior):
-    keys = jax.random.wrap_key_data(key_data[0], impl=key_impl)
+  def run(params, decoding, gray, keys, counts, prior):
     out = sampling_tile.Tile(
       model=model,
       params=params,
       gray=gray[0],
-      keys=keys,
+      keys=keys[0],
       count=counts[0],
       temperature=decoding[0],
       min_p=decoding[1],
@@ -204,7 +204,7 @@ def _sample_tiles(
       out_specs=split,
       check_vma=False,
     )
-  return run(params, decoding, gray, key_data, counts, prior)
+  return run(params, decoding, gray, keys, counts, prior)
 
 
 def upsample(model, params, gray, symbols, mode='exact'):

@@ -129,7 +129,7 @@ def split(tree):
 @functools.lru_cache(maxsize=16)
 def parameter_shapes(model):
   """Returns {path: shape} of that tree, without computing anything."""
-  tree = jax.eval_shape(lambda key: join(init(model, key)), jax.random.key(0))
+  tree = jax.eval_shape(lambda: join(init(model, jax.random.key(0))))
   return {
     path: leaf.shape
     for path, leaf in flax.traverse_util.flatten_dict(tree).items()

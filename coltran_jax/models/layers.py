@@ -12,6 +12,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 ACTIVATIONS = {
   'identity': lambda x: x,
@@ -139,8 +140,8 @@ def shrink(x, factor):
   What `image.resize` gives, rounding included: the shares of an area resize by
   a whole number are equal.
   """
-  mean = _cells(x.astype(jnp.float32), factor).mean((2, 4))
-  return jnp.round(mean).astype(jnp.int32)
+  mean = _cells(x.astype(np.float32), factor).mean((2, 4))
+  return mean.round().astype(np.int32)
 
 
 class ChannelInput(nn.Module):
