@@ -15,46 +15,28 @@ numbers put that right, added to the logits of each code before it is drawn
 Both 0, the model is drawn from as it was trained.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from coltran_jax import color, sampling
+from coltran_jax import color
 
 ENOUGH = 30.0  # Chroma, C* of Lab.
 
 
-def prior(model, params, gray, encoder_weight, vividness):
-  """Returns float32 [B, H, W, 512], to add to a colorizer's logits.
+def prior(gray, expected, encoder_weight, vividness):
+  """Returns float32 [..., 512], to add to a colorizer's logits.
 
-  One picture at a time: the same bits whatever the batch.
-
-  Args:
-    model, params: the colorizer.
-    gray: int [B, ...], 0..255, of its `gray_resolution`.
-    encoder_weight: of the encoder's log probabilities, 0 or more.
-    vividness: nats for ten units of chroma (C* of Lab, up to `ENOUGH`), 0 or more.
-
-  Raises ValueError for an encoder_weight and a model without a parallel head.
+  gray: int [...], 0..255, as coarse as the codes. expected: float32 [..., 512],
+  logits of the encoder's own prediction. encoder_weight: of its log probabilities.
+  vividness: nats for ten units of chroma (C* of Lab, up to `ENOUGH`). Either may
+  be None, for nothing, not both.
   """
-  if encoder_weight and not model.parallel_head:
-    raise ValueError('this colorizer predicts nothing by its encoder alone')
-  weights = np.float32([encoder_weight, vividness])
-  options = {'model': sampling.chunked(model), 'heeded': encoder_weight > 0}
-  return np.stack([_prior(params, one, weights, **options) for one in gray])
-
-
-@functools.partial(jax.jit, static_argnames=('model', 'heeded'))
-def _prior(params, gray, weights, *, model, heeded):
-  """Returns float32 [H, W, 512]; heeded: the encoder's weight is not 0."""
-  # A table of all levels: there are fewer of them than pixels.
-  ab, possible = color.code_chroma(jnp.arange(256))
-  chroma = jnp.minimum(jnp.linalg.norm(ab, axis=-1), ENOUGH)
-  chroma = jnp.where(possible, chroma, 0)
-  added = weights[1] / 10 * chroma[model.coarse_gray(gray[None])[0]]
-  if heeded:
-    logits = model.apply({'params': params}, gray[None], method='expect')
-    added += weights[0] * jax.nn.log_softmax(logits[0])
+  added = 0.0
+  if encoder_weight is not None:
+    added += encoder_weight * jax.nn.log_softmax(expected)
+  if vividness is not None:
+    # A table of all levels: there are fewer of them than pixels.
+    ab, possible = color.code_chroma(jnp.arange(256))
+    chroma = jnp.minimum(jnp.linalg.norm(ab, axis=-1), ENOUGH)
+    added += vividness / 10 * jnp.where(possible, chroma, 0)[gray]
   return added

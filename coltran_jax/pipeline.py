@@ -8,7 +8,6 @@ of the result only the chroma is taken, joined to the photo's own luminance.
 """
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -17,7 +16,6 @@ from PIL import Image
 from coltran_jax import (
   checkpoint,
   color,
-  encoder_guidance,
   hints,
   image,
   models,
@@ -171,18 +169,19 @@ class Colorizer:
     pixels = photo.eight_bit(read.pixels)
     side = self.side('colorizer' if fast else 'spatial_upsampler')
     small, picture, box = self.frame(pixels, size, fast)
-    asked, expected = self._priors(
-      small, decoding, guide, pixels.shape[:2], side
-    )
+    prior = None
+    if guide:
+      coarse = self._coarse(small[None])[0]
+      prior = hints.prior(guide, pixels.shape[:2], side, coarse)
+      # Against decoder and encoder together, a hint weighs what it did before.
+      prior *= 1 + decoding['encoder_weight']
     stages = self.run(
       np.repeat(small[None], num_samples, axis=0),
       None if fast else np.repeat(picture[None], num_samples, axis=0),
       keys,
-      decoding['temperature'],
-      decoding['min_p'],
+      decoding,
       sampler,
-      asked,
-      expected,
+      prior,
       uncertainty,
     )
     colorings = []
@@ -201,25 +200,6 @@ class Colorizer:
         )
       )
     return colorings
-
-  def _priors(self, gray, decoding, guide, shape, side):
-    """Returns what guide and encoder add to logits, [1, h, w, 512] each or None.
-
-    guide: of a photo of this shape in a square of this side, or None; gray: int
-    [h', w'] of that square.
-    """
-    weight, vividness = decoding['encoder_weight'], decoding['vividness']
-    asked = expected = None
-    if guide:
-      coarse = self._coarse(gray[None])[0]
-      # Against decoder and encoder together, a hint weighs what it did before.
-      asked = (1 + weight) * hints.prior(guide, shape, side, coarse)[None]
-    if weight or vividness:
-      model, params = self.stages['colorizer']
-      expected = encoder_guidance.prior(
-        model, params, gray[None], weight, vividness
-      )
-    return asked, expected
 
   def frame(self, pixels, size='original', fast=False):
     """Returns (gray [h, w], gray [H, W], box) of a photo, as the stages see it.
@@ -252,31 +232,25 @@ class Colorizer:
     gray,
     gray_full,
     keys,
-    temperature=1.0,
-    min_p=0.0,
+    decoding=checkpoint.DECODING,
     sampler='exact',
-    asked=None,
-    expected=None,
+    prior=None,
     uncertainty=False,
   ):
     """Returns the `Stages` of gray pictures.
 
     gray: int [B, h, w] at stage one's `gray_resolution`. gray_full: int [B, H, W]
-    at stage three's, or None to leave it out. keys: [B]. asked, expected: float
-    [B or 1, h, w, 512], of `hints` and `encoder_guidance`, or None.
-    uncertainty: also give the entropy, of the model and what is asked.
+    at stage three's, or None to leave it out. keys: [B]. decoding: its options of
+    `sampling.sample`. prior: float [h, w, 512], of `hints`, or None. uncertainty:
+    also give the entropy, of the model and the prior.
     """
-    prior = None
-    priors = [one for one in (asked, expected) if one is not None]
-    if priors:
-      prior = functools.reduce(np.add, priors)
-      prior = np.broadcast_to(prior, (len(gray), *prior.shape[1:]))
+    if prior is not None:
+      prior = np.broadcast_to(prior, (len(gray), *prior.shape))
     sample = sampling.sample(
       *self.stages['colorizer'],
       gray,
       keys,
-      temperature=temperature,
-      min_p=min_p,
+      **decoding,
       mode=sampler,
       keep_logits=uncertainty,
       prior=prior,
@@ -284,7 +258,7 @@ class Colorizer:
     entropy = None
     if uncertainty:
       entropy = sampling.entropy(
-        sample.logits if asked is None else sample.logits + asked
+        sample.logits if prior is None else sample.logits + prior
       )
     coarse, low, full = self.refine(
       np.asarray(sample.codes), gray, gray_full, sampler

@@ -28,6 +28,8 @@ def sample(
   *,
   temperature=1.0,
   min_p=0.0,
+  encoder_weight=0.0,
+  vividness=0.0,
   mode='exact',
   keep_logits=False,
   mesh=None,
@@ -45,6 +47,8 @@ def sample(
       (0..1, at temperature 1, the prior counted) are not drawn: without it a rare
       code in hundreds of draws is a speck, on which the next ones build (min-p
       sampling, Nguyen et al. 2024). 0 draws from all.
+    encoder_weight, vividness: what else is added to the logits that codes are drawn
+      from, see `encoder_guidance`; 0 nothing.
     mode: 'exact' draws from the model as trained. 'reference' does what the
       published sampler does: the inner decoder's conditional layer norms see
       one row of the encoder's output where training averages over all.
@@ -59,6 +63,8 @@ def sample(
     ValueError: shapes or options that make no sense.
   """
   _check(model, gray, rng, temperature, min_p, mode, prior)
+  if encoder_weight and not model.parallel_head:
+    raise ValueError('this colorizer predicts nothing by its encoder alone')
   model = chunked(model)
   mesh = mesh or _mesh_of(gray)
   if mesh and 'data' not in mesh.shape:
@@ -77,12 +83,19 @@ def sample(
   pictures = np.zeros((rounds, shards, TILE), int)
   pictures.ravel()[places] = np.arange(batch)
   counts = np.reshape(counts, (rounds, shards)).astype(np.int32)
+  decoding = {
+    'temperature': np.float32(temperature),
+    'min_p': np.float32(min_p),
+    # None: a program without it.
+    'encoder_weight': np.float32(encoder_weight) if encoder_weight else None,
+    'vividness': np.float32(vividness) if vividness else None,
+  }
   out = [
     _sample_tiles(
       params,
       *_pick((gray, rng), pictures[i]),
       counts[i],
-      np.float32([temperature, min_p]),
+      decoding,
       # A round's at a time: it is 512 times as large as the rest.
       None if prior is None else prior[pictures[i]].astype(np.float32),
       model=model,
@@ -177,7 +190,7 @@ def _sample_tiles(
 ):
   """Returns a Sample [S, TILE, ...] of gray [S, TILE, H, W], one tile a shard.
 
-  decoding: float [2], temperature and min_p.
+  decoding: {name: float []} of a `sampling_tile.Tile`, None for nothing.
   """
 
   def run(params, decoding, gray, keys, counts, prior):
@@ -187,8 +200,7 @@ def _sample_tiles(
       gray=gray[0],
       keys=keys[0],
       count=counts[0],
-      temperature=decoding[0],
-      min_p=decoding[1],
+      **decoding,
       exact=mode == 'exact',
       keep_logits=keep_logits,
       prior=None if prior is None else prior[0],

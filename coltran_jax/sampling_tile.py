@@ -24,6 +24,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from coltran_jax import encoder_guidance
+
 TILE = 4
 ROWS = 4
 
@@ -70,8 +72,9 @@ class Tile:
   """Samples T pictures, of which the first `count` are wanted.
 
   model, params: a colorizer. gray: int [T, H, W]. keys: [T]. count: int [].
-  temperature, min_p: float []. exact: see `sampling.sample`'s modes. prior: float
-  [T, H, W, V], added to the logits before a code is picked, or None.
+  temperature, min_p: float []. encoder_weight, vividness: float [], or None for
+  nothing. exact: see `sampling.sample`'s modes. prior: float [T, H, W, V], added to
+  the logits before a code is picked, or None.
   """
 
   model: Any
@@ -81,6 +84,8 @@ class Tile:
   count: jax.Array
   temperature: jax.Array
   min_p: jax.Array
+  encoder_weight: jax.Array | None
+  vividness: jax.Array | None
   exact: bool
   keep_logits: bool
   prior: jax.Array | None = None
@@ -110,13 +115,25 @@ class Tile:
     return max(n for n in range(1, ROWS + 1) if height % n == 0)
 
   def once_a_picture(self):
-    """Returns (z [T, H, W, D], the outer and the inner norms' conditions)."""
+    """Returns (z [T, H, W, D], the outer and the inner norms' conditions, prior).
+
+    prior: [T, H, W, V], added to the logits before a code is picked, or None.
+    """
+    weights = self.encoder_weight, self.vividness
 
     def encode(gray):
       z = self.call('encode', gray[None])
-      return z[0], self.call('condition_norms', z)
+      prior = None
+      if weights != (None, None):
+        coarse = self.model.coarse_gray(gray[None])
+        expected = None if weights[0] is None else self.call('parallel', z)
+        prior = encoder_guidance.prior(coarse, expected, *weights)[0]
+      return z[0], self.call('condition_norms', z), prior
 
-    return self.for_each(encode, self.gray, together=False)
+    z, conditions, prior = self.for_each(encode, self.gray, together=False)
+    if self.prior is not None:
+      prior = self.prior if prior is None else prior + self.prior
+    return z, conditions, prior
 
   def for_each(self, function, *inputs, together=True):
     """Returns [T, ...], function(*inputs) of each wanted picture.
@@ -217,7 +234,7 @@ class Tile:
     Block by block: all pictures meet a block's weights while they are in the
     cache of the processor.
     """
-    z, (norms, _) = once
+    z, (norms, _), _ = once
 
     def here(conditions):
       return jax.tree.map(lambda c: c[offset], conditions)
@@ -271,11 +288,12 @@ class Tile:
     return updated, shared
 
   def prepare_row(self, once, row, contexts):
-    """Returns (pixels, norms, noise), [T, ...] each, for the pixel loop.
+    """Returns (pixels, norms, prior, noise), [T, ...] each, for the pixel loop.
 
-    pixels: see `InnerDecoder.row`. norms: [2D] each. noise: Gumbel [W, V].
+    pixels: see `InnerDecoder.row`. norms: [2D] each. prior: [W, V] or None.
+    noise: Gumbel [W, V].
     """
-    z, (_, norms) = once
+    z, (_, norms), prior = once
     shape = (self.model.resolution[1], self.model.num_codes)
 
     def pixels(context, z):
@@ -294,6 +312,7 @@ class Tile:
     return (
       self.for_each(pixels, contexts, z),
       norms,
+      None if prior is None else prior[:, row],
       self.for_each(noise, self.keys, together=False),
     )
 
@@ -301,7 +320,7 @@ class Tile:
     """Returns (codes [T], state) after one pixel of each picture is drawn."""
     left, state = carry
     embeddings, heads = table
-    pixels, norms, noise = prepared
+    pixels, norms, prior, noise = prepared
     logits, inner_caches = self.call(
       'inner_step',
       embeddings[left],
@@ -312,8 +331,8 @@ class Tile:
       column,
     )
     wanted = logits
-    if self.prior is not None:
-      wanted = logits + self.prior[:, row, column]
+    if prior is not None:
+      wanted = logits + prior[:, column]
     codes = pick(wanted, noise[:, column], self.temperature, self.min_p)
     log_probs = jnp.take_along_axis(
       jax.nn.log_softmax(logits), codes[:, None], axis=-1

@@ -21,49 +21,64 @@ def recorded():
   return conftest.recorded('colorizer_base')
 
 
+def parallel_logits(recorded):
+  """[B, H, W, 512], of the encoder, by a teacher-forced pass of any codes."""
+  codes = jnp.zeros((len(recorded.gray), *recorded.model.resolution), jnp.int32)
+  variables = {'params': recorded.params}
+  return recorded.model.apply(variables, recorded.gray, codes)[1][
+    'parallel_logits'
+  ]
+
+
 def prior(recorded, weight, vividness):
-  return encoder_guidance.prior(
-    recorded.model, recorded.params, recorded.gray, weight, vividness
-  )
+  logits = parallel_logits(recorded)
+  return encoder_guidance.prior(recorded.gray, logits, weight, vividness)
 
 
-def sample(recorded, **options):
+def sample(recorded, count=None, **options):
   keys = jax.random.split(jax.random.key(0), len(recorded.gray))
   return sampling.sample(
-    recorded.model, recorded.params, recorded.gray, keys, **options
+    recorded.model,
+    recorded.params,
+    recorded.gray[:count],
+    keys[:count],
+    **options,
   )
 
 
-def test_the_encoder_s_prediction_is_that_of_a_teacher_forced_pass(recorded):
-  model, params, gray = recorded.model, recorded.params, recorded.gray
-  made = prior(recorded, 1, 0)
-  codes = jnp.zeros((len(gray), *model.resolution), jnp.int32)
-  _, aux = model.apply({'params': params}, gray, codes)
-  expected = jax.nn.log_softmax(aux['parallel_logits'])
-  np.testing.assert_allclose(made, expected, atol=1e-4)
-  for i in range(len(gray)):
-    alone = encoder_guidance.prior(model, params, gray[i : i + 1], 1, 0)
-    np.testing.assert_array_equal(alone[0], made[i])
+def test_a_heavy_encoder_gets_what_a_teacher_forced_pass_says(recorded):
+  codes = sample(recorded, temperature=0, encoder_weight=1e6).codes
+  best = parallel_logits(recorded).argmax(axis=-1)
+  np.testing.assert_array_equal(codes, best)
+  assert (sample(recorded, temperature=0).codes != best).any()
+
+
+def test_a_guided_draw_is_the_same_alone_and_among_others(recorded):
+  options = {'encoder_weight': 2, 'vividness': 1}
+  alone, among = sample(recorded, 1, **options), sample(recorded, **options)
+  np.testing.assert_array_equal(alone.codes[0], among.codes[0])
+  np.testing.assert_array_equal(alone.log_probs[0], among.log_probs[0])
 
 
 def test_a_model_without_that_head_cannot_guide(recorded):
   model = recorded.model.clone(parallel_head=False)
+  keys = jax.random.split(jax.random.key(0), 1)
+  inputs = model, recorded.params, recorded.gray[:1], keys
   with pytest.raises(ValueError, match='encoder alone'):
-    encoder_guidance.prior(model, recorded.params, recorded.gray, 1, 0)
+    sampling.sample(*inputs, encoder_weight=1)
   # Vividness needs none.
-  encoder_guidance.prior(model, recorded.params, recorded.gray, 0, 1)
+  sampling.sample(*inputs, vividness=1)
 
 
-def test_a_prior_is_a_sum_of_shares_and_nothing_for_nothing(recorded):
-  assert not prior(recorded, 0, 0).any()
+def test_a_prior_is_a_sum_of_shares(recorded):
   both = prior(recorded, 2, 0.5)
-  parts = 2 * prior(recorded, 1, 0) + 0.5 * prior(recorded, 0, 1)
+  parts = 2 * prior(recorded, 1, None) + 0.5 * prior(recorded, None, 1)
   np.testing.assert_allclose(both, parts, atol=1e-4)
 
 
 def test_vividness_adds_a_nat_for_ten_units_of_chroma_up_to_enough(recorded):
   gray = np.asarray(recorded.gray)
-  added = np.asarray(prior(recorded, 0, 1))
+  added = np.asarray(prior(recorded, None, 1))
   ab, possible = color.code_chroma(gray)
   chroma = np.minimum(np.linalg.norm(ab, axis=-1), encoder_guidance.ENOUGH)
   expected = np.where(possible, chroma, 0) / 10
@@ -83,10 +98,10 @@ def test_what_a_code_means_at_a_gray_is_of_that_gray_and_in_its_cube():
 
 
 def test_guided_draws_are_what_the_encoder_expects(recorded):
-  log_p = np.asarray(prior(recorded, 1, 0))
+  log_p = np.asarray(prior(recorded, 1, None))
 
   def expected(strength):
-    codes = sample(recorded, prior=prior(recorded, strength, 0)).codes
+    codes = sample(recorded, encoder_weight=strength).codes
     return np.take_along_axis(log_p, np.asarray(codes)[..., None], -1).mean()
 
   means = [expected(strength) for strength in (0, 1, 4)]
@@ -95,8 +110,7 @@ def test_guided_draws_are_what_the_encoder_expects(recorded):
 
 def test_vivid_draws_have_more_chroma_and_the_model_s_own_likelihoods(recorded):
   drawn = [
-    sample(recorded, prior=prior(recorded, 0, v), keep_logits=True)
-    for v in (0, 1)
+    sample(recorded, vividness=v, keep_logits=True) for v in (0, 1)
   ]
   chroma = [
     np.linalg.norm(
@@ -118,18 +132,15 @@ def test_a_hint_reaches_as_far_in_a_guided_draw(weights):
   draw = colorizer.run
 
   def run(*args):
-    kept.append([None if prior is None else prior[0] for prior in args[6:8]])
+    kept.append(args[5])
     return draw(*args)
 
   colorizer.run = run
-  for guide, weight in ((asked, 0), (None, 3), (asked, 3)):
+  for weight in (0, 3):
     colorizer.draw(
-      photo.read(gray), fast=True, guide=guide, encoder_weight=weight
+      photo.read(gray), fast=True, guide=asked, encoder_weight=weight
     )
-  alone, guided, both = kept
-  assert alone[1] is None and guided[0] is None
-  np.testing.assert_array_equal(both[0], 4 * alone[0])
-  np.testing.assert_array_equal(both[1], guided[1])
+  np.testing.assert_array_equal(kept[1], 4 * kept[0])
 
 
 def test_uncertainty_is_the_model_s_and_not_of_what_is_weighed(weights):

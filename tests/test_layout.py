@@ -25,7 +25,7 @@ ROWS = [
     *('evaluation.lpips', 'evaluation.lite0'),
     *('evaluation.image_metrics', 'evaluation.frechet', 'evaluation.table'),
     *('run_directory', 'train_state', 'distributed', 'tpu_cost'),
-    'diffusion.layers',
+    *('diffusion.layers', 'encoder_guidance'),
     *('diffusion.schedulers', 'diffusion.tokenizer'),
   },
   {
@@ -49,7 +49,6 @@ ROWS = [
     *('diffusion.weights', 'diffusion.generation'),
   },
   {'sampling', 'convert.cnn', 'diffusion.parts', 'diffusion.prompts'},
-  {'encoder_guidance'},
   {
     'diffusion.pipeline',
     'pipeline',
