@@ -109,9 +109,7 @@ def test_guided_draws_are_what_the_encoder_expects(recorded):
 
 
 def test_vivid_draws_have_more_chroma_and_the_model_s_own_likelihoods(recorded):
-  drawn = [
-    sample(recorded, vividness=v, keep_logits=True) for v in (0, 1)
-  ]
+  drawn = [sample(recorded, vividness=v, keep_logits=True) for v in (0, 1)]
   chroma = [
     np.linalg.norm(
       color.to_lab(color.from_codes(one.codes) / 255)[..., 1:], axis=-1
