@@ -24,18 +24,20 @@ import orbax.checkpoint as ocp
 
 SHIPPED = pathlib.Path(__file__).parent / 'weights'
 _KEYS = {'fingerprint', 'model', 'name', 'source'}
-# From the model as it is; see `sampling.sample` and `encoder_guidance`.
+# From the model as it is; see `sampling.sample`, `encoder_guidance` and `pipeline`.
 DECODING = {
   'temperature': 1.0,
   'min_p': 0.0,
   'encoder_weight': 0.0,
   'vividness': 0.0,
+  'mean_of': 1,
 }
-_MOST = {
-  'temperature': 1e6,
-  'min_p': 1,
-  'encoder_weight': 100,
-  'vividness': 100,
+_RANGES = {
+  'temperature': (0, 1e6),
+  'min_p': (0, 1),
+  'encoder_weight': (0, 100),
+  'vividness': (0, 100),
+  'mean_of': (1, 64),
 }
 _MAX_CONFIG_BYTES = 1 << 20
 
@@ -319,10 +321,14 @@ def read_config(path):
 def check_decoding(decoding):
   """Raises ValueError if a number of a decoding is none, or out of range."""
   for name, value in decoding.items():
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not 0 <= value <= _MOST[name]:
+    low, high = _RANGES[name]
+    whole = isinstance(DECODING[name], int)
+    kind = numbers.Integral if whole else numbers.Real
+    number = isinstance(value, kind) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
       raise ValueError(
-        f'{name} must be a number, 0 to {_MOST[name]:g}, not {value!r}'
+        f'{name} must be a {"whole " * whole}number, {low:g} to {high:g}, '
+        f'not {value!r}'
       )
 
 

@@ -8,7 +8,7 @@ import re
 import sys
 
 DEFAULT_WEIGHTS = 'coltran-sports'
-_DECODING = ('temperature', 'min_p', 'encoder_weight', 'vividness')
+_DECODING = ('temperature', 'min_p', 'encoder_weight', 'vividness', 'mean_of')
 EXIT_FAILED, EXIT_USAGE, EXIT_WEIGHTS, EXIT_RESUME = 1, 2, 3, 42
 
 
@@ -149,6 +149,14 @@ def add_decoding(parser, note=''):
     type=strength,
     help=f'{note}how much vivid colors are preferred to dull ones (default: what '
     'the weights ask for, else 0)',
+  )
+  parser.add_argument(
+    '--mean-of',
+    type=count,
+    metavar='N',
+    help=f'{note}each coloring is the mean of so many draws: what they agree on '
+    'stays, speckle goes; 1 is more various (default: what the weights ask for, '
+    'else 1)',
   )
 
 

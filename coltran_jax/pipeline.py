@@ -34,7 +34,8 @@ class Stages:
   coarse: 512 colours at low resolution. low: 8 bit at low resolution. full:
   high resolution, or None if that stage was left out. log_probs: float32
   [B, h, w], of each coarse colour (nats). entropy: float32 [B, h, w], of each
-  coarse colour before it was drawn (bits), if asked for.
+  coarse colour before it was drawn (bits), if asked for. Where pictures are the
+  mean of M draws, coarse, log_probs and entropy are of each draw, [B M, ...].
   """
 
   coarse: np.ndarray
@@ -50,8 +51,8 @@ class Coloring:
 
   pixels: [H, W, 3]. bits_per_dim: of its coarse colours, less is more likely;
   entropy: float32 [h, w] in bits, of the coarse colour at each place of the
-  photo before it was drawn, if asked for. Both None where a model has no
-  likelihood.
+  photo before it was drawn, if asked for. Means over its draws, if there are more.
+  Both None where a model has no likelihood.
   """
 
   pixels: np.ndarray
@@ -125,6 +126,7 @@ class Colorizer:
     min_p=None,
     encoder_weight=None,
     vividness=None,
+    mean_of=None,
     size='original',
     sampler='exact',
     fast=False,
@@ -145,6 +147,9 @@ class Colorizer:
         one, None = what the weights ask for.
       encoder_weight, vividness: see `encoder_guidance`; None = what the weights
         ask for.
+      mean_of: the colours of so many draws, refined by stage two, are averaged
+        before stage three: what they agree on stays, the speckle of each goes. 1 to
+        64, None = what the weights ask for.
       size: 'original' or 256, see `__call__`.
       sampler: 'exact' or 'reference', see `sampling.sample`, `.upsample`.
       fast: leave out stage three: its detail is the photo's own anyway.
@@ -159,13 +164,15 @@ class Colorizer:
       'min_p': min_p,
       'encoder_weight': encoder_weight,
       'vividness': vividness,
+      'mean_of': mean_of,
     }
     decoding = self.decoding | {
       name: value for name, value in given.items() if value is not None
     }
     checkpoint.check_decoding(decoding)
     self._check(size, fast, guide)
-    keys = sample_keys(seed, num_samples)
+    mean_of = decoding['mean_of']
+    keys = sample_keys(seed, num_samples * mean_of)
     pixels = photo.eight_bit(read.pixels)
     side = self.side('colorizer' if fast else 'spatial_upsampler')
     small, picture, box = self.frame(pixels, size, fast)
@@ -176,7 +183,7 @@ class Colorizer:
       # Against decoder and encoder together, a hint weighs what it did before.
       prior *= 1 + decoding['encoder_weight']
     stages = self.run(
-      np.repeat(small[None], num_samples, axis=0),
+      np.repeat(small[None], len(keys), axis=0),
       None if fast else np.repeat(picture[None], num_samples, axis=0),
       keys,
       decoding,
@@ -185,6 +192,10 @@ class Colorizer:
       uncertainty,
     )
     colorings = []
+    draws = (num_samples, mean_of, *stages.log_probs.shape[1:])
+    bits = -stages.log_probs.reshape(draws).mean((1, 2, 3)) / np.log(2)
+    if uncertainty:
+      entropy = stages.entropy.reshape(draws).mean(1)
     for i, small in enumerate(stages.low if fast else stages.full):
       if size == 'original':
         small = image.join(read.pixels, image.crop(small, box))
@@ -193,10 +204,8 @@ class Colorizer:
       colorings.append(
         Coloring(
           pixels=hints.combine(guide, small) if guide else small,
-          bits_per_dim=float(-stages.log_probs[i].mean() / np.log(2)),
-          entropy=_placed(stages.entropy[i], side, box)
-          if uncertainty
-          else None,
+          bits_per_dim=float(bits[i]),
+          entropy=_placed(entropy[i], side, box) if uncertainty else None,
         )
       )
     return colorings
@@ -239,18 +248,20 @@ class Colorizer:
   ):
     """Returns the `Stages` of gray pictures.
 
-    gray: int [B, h, w] at stage one's `gray_resolution`. gray_full: int [B, H, W]
-    at stage three's, or None to leave it out. keys: [B]. decoding: its options of
-    `sampling.sample`. prior: float [h, w, 512], of `hints`, or None. uncertainty:
+    gray: int [B M, h, w] at stage one's `gray_resolution`, M times each picture if
+    it is to be the mean of M draws. gray_full: int [B, H, W] at stage three's, or
+    None to leave it out. keys: [B M]. decoding: of `draw`, in full. prior: float [h, w, 512], of `hints`, or None. uncertainty:
     also give the entropy, of the model and the prior.
     """
+    options = dict(decoding)
+    mean_of = options.pop('mean_of')
     if prior is not None:
       prior = np.broadcast_to(prior, (len(gray), *prior.shape))
     sample = sampling.sample(
       *self.stages['colorizer'],
       gray,
       keys,
-      **decoding,
+      **options,
       mode=sampler,
       keep_logits=uncertainty,
       prior=prior,
@@ -261,7 +272,7 @@ class Colorizer:
         sample.logits if prior is None else sample.logits + prior
       )
     coarse, low, full = self.refine(
-      np.asarray(sample.codes), gray, gray_full, sampler
+      np.asarray(sample.codes), gray, gray_full, sampler, mean_of
     )
     return Stages(
       coarse=coarse,
@@ -271,10 +282,10 @@ class Colorizer:
       entropy=entropy,
     )
 
-  def refine(self, codes, gray, gray_full=None, sampler='exact'):
-    """Returns (coarse, low, full) as in `Stages`, of codes int [B, h, w].
+  def refine(self, codes, gray, gray_full=None, sampler='exact', mean_of=1):
+    """Returns (coarse, low, full) as in `Stages`, of codes int [B M, h, w].
 
-    gray, gray_full, sampler: as of `run`.
+    gray, gray_full, sampler: as of `run`; mean_of: M.
     """
     symbols = color.codes_to_symbols(codes)
     low = np.asarray(
@@ -282,6 +293,8 @@ class Colorizer:
         *self.stages['color_upsampler'], self._coarse(gray), symbols, sampler
       )
     )
+    low = low.reshape(-1, mean_of, *low.shape[1:]).mean(1).round()
+    low = low.astype(np.uint8)
     full = None
     if gray_full is not None:
       size = gray_full.shape[1:]

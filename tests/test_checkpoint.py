@@ -62,13 +62,14 @@ def test_a_decoding_is_kept_and_completed(folder, tmp_path):
     {'min_p': 2},
     {'encoder_weight': -1},
     {'vividness': 101},
+    *({'mean_of': x} for x in (0, 65, 2.0, True)),
     {'x': 1},
     1,
   ):
     edit(path.parent, decoding=wrong)
     with pytest.raises(
       checkpoint.CheckpointError,
-      match=r'temperature|min_p|encoder_weight|vividness',
+      match=r'temperature|min_p|encoder_weight|vividness|mean_of',
     ):
       checkpoint.load(path.parent)
 

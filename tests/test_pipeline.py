@@ -232,16 +232,37 @@ def test_photos_are_drawn_as_the_weights_ask_for(weights, colorizer, tmp_path):
     'min_p': 0.3,
     'encoder_weight': 0.5,
     'vividness': 2,
+    'mean_of': 2,
   }
   path.write_text(json.dumps(config | {'decoding': decoding}))
   calm = pipeline.Colorizer.from_pretrained(folder, fast=True)
-  for options in ({}, *({name: 0} for name in decoding)):
+  for options in ({}, *({name: int(name == 'mean_of')} for name in decoding)):
     (made,) = calm(GRAY, fast=True, **options)
     (expected,) = colorizer(GRAY, fast=True, **decoding | options)
     np.testing.assert_array_equal(made, expected)
   (cold,) = calm(GRAY, fast=True)
   (warm,) = colorizer(GRAY, fast=True)
   assert (cold != warm).any()
+
+
+def test_a_mean_is_of_the_colors_of_its_draws_before_stage_three(colorizer):
+  read = photo.read(GRAY)
+  options = {'fast': True, 'uncertainty': True}
+  draws = colorizer.draw(read, num_samples=6, **options)
+  means = colorizer.draw(read, num_samples=2, mean_of=3, **options)
+  for mean, three in zip(means, (draws[:3], draws[3:]), strict=True):
+    bits, entropy, pixels = zip(
+      *((one.bits_per_dim, one.entropy, one.pixels) for one in three),
+      strict=True,
+    )
+    assert mean.bits_per_dim == pytest.approx(np.mean(bits), rel=1e-6)
+    np.testing.assert_allclose(mean.entropy, np.mean(entropy, 0), rtol=1e-6)
+    # Joined to the photo's light, which may clip; else to the rounding.
+    off = np.abs(mean.pixels - np.mean(pixels, 0))
+    assert np.median(off) < 1
+  assert (means[0].pixels != means[1].pixels).any()
+  full = colorizer.draw(read, mean_of=3)[0]
+  assert np.ptp(full.pixels.astype(int), axis=-1).max() > 0
 
 
 @pytest.mark.parametrize(
@@ -257,6 +278,9 @@ def test_photos_are_drawn_as_the_weights_ask_for(weights, colorizer, tmp_path):
     {'min_p': 1.1},
     {'encoder_weight': -1},
     {'vividness': float('nan')},
+    {'mean_of': 0},
+    {'mean_of': 65},
+    {'mean_of': 1.5},
     {'sampler': 'best'},
     {'fast': True, 'size': 256},
     {'guide': hints.Guide(((0, 0, (0, 0, 0)),)), 'size': 256},

@@ -541,6 +541,8 @@ def test_three_trained_stages_are_exported_and_color_a_photo(
       '0.1',
       '--encoder-weight',
       '2',
+      '--mean-of',
+      '3',
     ]
     code = cli.main(['export', *run, *options, '--vividness', '0.5'])
     assert code == (0 if drawn else 3)
@@ -554,6 +556,7 @@ def test_three_trained_stages_are_exported_and_color_a_photo(
     'min_p': 0.1,
     'encoder_weight': 2,
     'vividness': 0.5,
+    'mean_of': 3,
   }
   gray = np.tile(np.arange(40, dtype=np.uint8)[None, :, None], (30, 1, 3))
   colored = colorizer(gray)[0]
