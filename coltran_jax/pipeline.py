@@ -250,8 +250,9 @@ class Colorizer:
 
     gray: int [B M, h, w] at stage one's `gray_resolution`, M times each picture if
     it is to be the mean of M draws. gray_full: int [B, H, W] at stage three's, or
-    None to leave it out. keys: [B M]. decoding: of `draw`, in full. prior: float [h, w, 512], of `hints`, or None. uncertainty:
-    also give the entropy, of the model and the prior.
+    None to leave it out. keys: [B M]. decoding: of `draw`, in full. prior: float
+    [h, w, 512], of `hints`, or None. uncertainty: also give the entropy, of the
+    model and the prior.
     """
     options = dict(decoding)
     mean_of = options.pop('mean_of')

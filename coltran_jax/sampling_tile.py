@@ -124,7 +124,7 @@ class Tile:
     def encode(gray):
       z = self.call('encode', gray[None])
       prior = None
-      if weights != (None, None):
+      if any(weight is not None for weight in weights):
         coarse = self.model.coarse_gray(gray[None])
         expected = None if weights[0] is None else self.call('parallel', z)
         prior = encoder_guidance.prior(coarse, expected, *weights)[0]
