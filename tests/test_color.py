@@ -30,6 +30,18 @@ def test_gray_of_all_colors_stays_a_gray_level():
   assert (int(gray.min()), int(gray.max())) == (0, 254)
 
 
+def test_numpy_pictures_stay_numpy_and_get_the_bits_of_a_device():
+  rgb = np.random.default_rng(0).integers(0, 256, (4096, 3), np.uint8)
+  for function in (color.to_gray, color.to_symbols, color.to_codes):
+    made = function(rgb)
+    assert type(made) is np.ndarray and made.dtype == np.int32
+    np.testing.assert_array_equal(made, function(jnp.asarray(rgb)))
+  codes = np.arange(color.NUM_CODES)
+  made = color.from_codes(codes)
+  assert type(made) is np.ndarray and made.dtype == np.uint8
+  np.testing.assert_array_equal(made, color.from_codes(jnp.asarray(codes)))
+
+
 def test_symbols_and_codes_equal_the_recorded_ones(codes):
   np.testing.assert_array_equal(color.to_symbols(codes['rgb']), codes['bits3'])
   np.testing.assert_array_equal(color.to_codes(codes['rgb']), codes['bins'])
