@@ -148,7 +148,8 @@ class Colorizer:
       encoder_weight, vividness: see `encoder_guidance`; None = what the weights
         ask for.
       mean_of: the colours of so many draws, refined by stage two, are averaged
-        before stage three: what they agree on stays, the speckle of each goes. 1 to
+        before stage three: what they agree on stays, the speckle of each goes. Every
+        other one is drawn of the mirrored photo, so that they err less alike. 1 to
         64, None = what the weights ask for.
       size: 'original' or 256, see `__call__`.
       sampler: 'exact' or 'reference', see `sampling.sample`, `.upsample`.
@@ -183,7 +184,7 @@ class Colorizer:
       # Against decoder and encoder together, a hint weighs what it did before.
       prior *= 1 + decoding['encoder_weight']
     stages = self.run(
-      np.repeat(small[None], len(keys), axis=0),
+      np.repeat(small[None], num_samples, axis=0),
       None if fast else np.repeat(picture[None], num_samples, axis=0),
       keys,
       decoding,
@@ -248,38 +249,40 @@ class Colorizer:
   ):
     """Returns the `Stages` of gray pictures.
 
-    gray: int [B M, h, w] at stage one's `gray_resolution`, M times each picture if
-    it is to be the mean of M draws. gray_full: int [B, H, W] at stage three's, or
-    None to leave it out. keys: [B M]. decoding: of `draw`, in full. prior: float
-    [h, w, 512], of `hints`, or None. uncertainty: also give the entropy, of the
-    model and the prior.
+    gray: int [B, h, w] at stage one's `gray_resolution`. gray_full: int [B, H, W]
+    at stage three's, or None to leave it out. keys: [B M], for means of M draws.
+    decoding: of `draw`, in full. prior: float [h, w, 512], of `hints`, or None.
+    uncertainty: also give the entropy, of the model and the prior.
     """
     options = dict(decoding)
     mean_of = options.pop('mean_of')
+    gray = np.repeat(gray, mean_of, axis=0)
+    mirrored = np.arange(len(gray)) % mean_of % 2 == 1
     if prior is not None:
       prior = np.broadcast_to(prior, (len(gray), *prior.shape))
     sample = sampling.sample(
       *self.stages['colorizer'],
-      gray,
+      _turned(gray, mirrored),
       keys,
       **options,
       mode=sampler,
       keep_logits=uncertainty,
-      prior=prior,
+      prior=None if prior is None else _turned(prior, mirrored),
     )
+    sample = jax.tree.map(lambda x: _turned(np.asarray(x), mirrored), sample)
     entropy = None
     if uncertainty:
       entropy = sampling.entropy(
         sample.logits if prior is None else sample.logits + prior
       )
     coarse, low, full = self.refine(
-      np.asarray(sample.codes), gray, gray_full, sampler, mean_of
+      sample.codes, gray, gray_full, sampler, mean_of
     )
     return Stages(
       coarse=coarse,
       low=low,
       full=full,
-      log_probs=np.asarray(sample.log_probs),
+      log_probs=sample.log_probs,
       entropy=entropy,
     )
 
@@ -414,6 +417,13 @@ def _framed(pixels, side, size):
   if size == 'original':
     return image.fit(pixels, side)
   return image.square(pixels, side), (0, 0, side, side)
+
+
+def _turned(pictures, mirrored):
+  """Returns [B, h, w, ...], those that bool [B] says with left for right."""
+  turned = pictures.copy()
+  turned[mirrored] = pictures[mirrored, :, ::-1]
+  return turned
 
 
 def _placed(cells, side, box):

@@ -249,17 +249,19 @@ def test_a_mean_is_of_the_colors_of_its_draws_before_stage_three(colorizer):
   read = photo.read(GRAY)
   options = {'fast': True, 'uncertainty': True}
   draws = colorizer.draw(read, num_samples=6, **options)
+  turned = colorizer.draw(
+    photo.read(GRAY[:, ::-1].copy()), num_samples=6, **options
+  )
   means = colorizer.draw(read, num_samples=2, mean_of=3, **options)
-  for mean, three in zip(means, (draws[:3], draws[3:]), strict=True):
-    bits, entropy, pixels = zip(
-      *((one.bits_per_dim, one.entropy, one.pixels) for one in three),
-      strict=True,
-    )
+  for i, mean in enumerate(means):
+    plain, other, last = draws[3 * i], turned[3 * i + 1], draws[3 * i + 2]
+    bits = [one.bits_per_dim for one in (plain, other, last)]
     assert mean.bits_per_dim == pytest.approx(np.mean(bits), rel=1e-6)
+    entropy = plain.entropy, other.entropy[:, ::-1], last.entropy
     np.testing.assert_allclose(mean.entropy, np.mean(entropy, 0), rtol=1e-6)
     # Joined to the photo's light, which may clip; else to the rounding.
-    off = np.abs(mean.pixels - np.mean(pixels, 0))
-    assert np.median(off) < 1
+    pixels = plain.pixels, other.pixels[:, ::-1], last.pixels
+    assert np.median(np.abs(mean.pixels - np.mean(pixels, 0))) < 1
   assert (means[0].pixels != means[1].pixels).any()
   full = colorizer.draw(read, mean_of=3)[0]
   assert np.ptp(full.pixels.astype(int), axis=-1).max() > 0
