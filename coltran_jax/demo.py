@@ -211,7 +211,7 @@ def build(colorizer, folder, fast=False):
           0,
           2,
           colorizer.decoding['vividness'],
-          step=0.1,
+          step=0.05,
           label='Vividness: more prefers vivid colors to dull ones',
           elem_id='vividness',
         )

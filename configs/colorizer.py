@@ -17,7 +17,7 @@ Variants, joined by commas (`configs/colorizer.py:small,debug`):
 - sports_encoder: its encoder alone, first: what grass and skin are like is
   learned from single pixels at half the cost of a step. On two cores 1,200 steps
   take 20 minutes, to 2.86 bits/dim of the encoder's own on 240 valid photos; 2,600
-  more from there come to 2.78.
+  more from there come to 2.78, 3,500 more on colored photos to 2.76.
 - sports_decoders: the rest, from there: `coltran export RUN DIR`, then `--set
   init_from=DIR`: 1.33 bits/dim after 650 steps, begun with decoders of `sports`,
   1.18 after 1,600 more, the last 700 on data of `coltran prepare --color-only`.
