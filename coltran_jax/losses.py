@@ -65,8 +65,9 @@ def colorizer(
   the cost of a step), or the 'decoders' of an encoder that stays as it is.
   """
   del frozen
-  gray = color.to_gray(batch['image'])
-  codes = color.to_codes(layers.shrink(batch['image'], model.gray_patch))
+  image = jnp.asarray(batch['image'])
+  gray = color.to_gray(image)
+  codes = color.to_codes(layers.shrink(image, model.gray_patch))
   if train and part == 'encoder':
     logits = model.apply(variables, gray, train, rngs=rngs, method='expect')
     loss = bits_per_dim(logits, codes)
