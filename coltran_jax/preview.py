@@ -30,7 +30,7 @@ def sheet(trainer, variables, source):
   made = MAKERS[config.name](
     trainer.model, variables, pictures, config.loss.to_dict()
   )
-  gray = np.asarray(color.to_gray(pictures))[..., None].astype(np.uint8)
+  gray = color.to_gray(pictures)[..., None].astype(np.uint8)
   side = max(_LEAST, pictures.shape[1])
   cells = [
     _enlarged(one, side)

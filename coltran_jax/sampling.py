@@ -62,9 +62,7 @@ def sample(
   Raises:
     ValueError: shapes or options that make no sense.
   """
-  _check(model, gray, rng, temperature, min_p, mode, prior)
-  if encoder_weight and not model.parallel_head:
-    raise ValueError('this colorizer predicts nothing by its encoder alone')
+  _check(model, gray, rng, temperature, min_p, encoder_weight, mode, prior)
   model = chunked(model)
   mesh = mesh or _mesh_of(gray)
   if mesh and 'data' not in mesh.shape:
@@ -115,7 +113,7 @@ def chunked(model):
   return model.clone(encoder_chunk=models.chunk(model, _ENCODER_CHUNK))
 
 
-def _check(model, gray, rng, temperature, min_p, mode, prior):
+def _check(model, gray, rng, temperature, min_p, encoder_weight, mode, prior):
   """Raises ValueError if inputs of `sample` make no sense."""
   if mode not in MODES:
     raise ValueError(f'mode must be one of {MODES}, not {mode!r}')
@@ -123,6 +121,8 @@ def _check(model, gray, rng, temperature, min_p, mode, prior):
     raise ValueError(f'temperature must be 0 to 1e6, not {temperature}')
   if not 0 <= min_p <= 1:
     raise ValueError(f'min_p must be 0 to 1, not {min_p}')
+  if encoder_weight and not model.parallel_head:
+    raise ValueError('this colorizer predicts nothing by its encoder alone')
   if gray.ndim != 3 or gray.shape[1:] != model.gray_resolution:
     raise ValueError(
       'gray must be [B, {}, {}], '.format(*model.gray_resolution)

@@ -33,8 +33,8 @@ def main():
     source, sizes=tuple(args.sizes), batch_size=64
   ):
     pictures = batch['image'][batch['_mask']]
-    gray = np.asarray(color.to_gray(pictures)).ravel()
-    codes = np.asarray(color.to_codes(pictures)).ravel()
+    gray = color.to_gray(pictures).ravel()
+    codes = color.to_codes(pictures).ravel()
     np.add.at(joint, (gray, codes), 1)
   print(
     json.dumps(

@@ -16,7 +16,7 @@ from coltran_jax import color, image, photo
 def main():
   pictures, labels = [], []
   for truth in (skimage.data.astronaut(), skimage.data.coffee()):
-    gray = np.asarray(color.to_gray(truth)).astype(np.uint8)[..., None]
+    gray = color.to_gray(truth).astype(np.uint8)[..., None]
     fitted, box = image.fit(truth, 64)
     low = image.crop(fitted, box)
     joined = image.join(gray, low)
