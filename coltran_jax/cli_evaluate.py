@@ -73,12 +73,29 @@ def add(commands):
   five = parts.add_parser(
     'coltran5k',
     help="the reference's FID: 5,000 colorings against other pictures",
-    description="Colorings of the first 5,000 pictures of ImageNet's "
-    'validation split, in the order of tfds, against its pictures 10,000 to '
-    '14,999. The originals are measured beside them and must give 14.68.',
+    description="Color the first 5,000 pictures of ImageNet's validation split, in "
+    'the order in which tfds reads it, as squares of 256, and compare them with its '
+    'pictures 10,000 to 14,999. The originals are measured beside them and must '
+    'give 14.68.',
   )
-  five.add_argument('made', nargs='+', metavar='OUT')
+  five.add_argument(
+    'made',
+    nargs='*',
+    metavar='OUT',
+    help='folders of 5,000 colorings that are there already',
+  )
+  five.add_argument(
+    '--weights',
+    nargs='+',
+    default=[],
+    metavar='NAME|DIR',
+    help='checkpoint directories to color with; colorings that are there already '
+    "are kept. `--sampler reference` is the published models' way",
+  )
   command.add_data_dir(five)
+  command.add_sampling(five)
+  command.add_processes(five)
+  cli_diffusion.add_options(five)
   five.set_defaults(run=_coltran5k, huge_pages=True)
 
   for part in (pairs, model):
@@ -98,14 +115,14 @@ def add(commands):
     part.add_argument(
       '--each', action='store_true', help='print the LPIPS of each picture too'
     )
+  for part in (pairs, model, five):
     part.add_argument(
       '-o',
       '--output',
       default='evaluation',
       metavar='DIR',
-      help='table, pictures and report (default: evaluation)',
+      help='colorings, table, pictures and report (default: evaluation)',
     )
-  for part in (pairs, model, five):
     part.add_argument(
       '--inception-weights',
       metavar='FILE',
@@ -218,17 +235,51 @@ def _coltran5k(args):
     return command.fail('no data: give --data_dir DIR', command.EXIT_USAGE)
   if not (args.inception_weights or args.frechet_lite0):
     return command.fail('give --inception-weights FILE', command.EXIT_USAGE)
+  if not (args.made or args.weights):
+    return command.fail('give --weights DIR, or OUT', command.EXIT_USAGE)
+  if args.num_samples > 1 or args.fast:
+    return command.fail(
+      'coltran5k is of one coloring a picture, by all stages: leave out -n and '
+      '--fast',
+      command.EXIT_USAGE,
+    )
+  try:
+    place = command.place(args)
+  except ValueError as error:
+    return command.fail(error, command.EXIT_USAGE)
 
   from coltran_jax.data import sources
-  from coltran_jax.evaluation import distributions
+  from coltran_jax.evaluation import colorings, distributions, read_order, table
 
   def run():
+    networks = _networks(args)
     split = sources.open_split('imagenet2012', args.data_dir, 'test')
-    for network in _networks(args):
-      found = distributions.coltran5k(split, args.made, network)
+    folder, made = pathlib.Path(args.output), list(args.made)
+    if args.weights:
+      options = command.sampling_options(args)
+      methods = colorings.methods(
+        args.weights,
+        options | {'size': 256},
+        functools.partial(cli_diffusion.colorizer, args),
+      )
+      pictures = read_order.Read(split, 0, distributions.COUNT)
+      given = options | cli_diffusion.given(args)
+      colorings.make(pictures, folder, methods, given, place=place)
+      made += [folder / label for label in methods]
+    if place[1] > 1:
+      _log.info(
+        '%s: the share of process %d of %d is colored; when all are, give the same '
+        'command without --num-processes',
+        folder,
+        *place,
+      )
+      return
+    for network in networks:
+      found = distributions.coltran5k(split, made, network)
       for label, row in found.items():
         for metric, value in row.items():
-          print(f'{label}  {metric}  {value:.2f}')
+          shown, _ = table.shown(table.Figure(value), metric)
+          print(f'{label}  {metric}  {shown}')
 
   return _reported(run)
 

@@ -57,6 +57,19 @@ def weights(fixtures, tmp_path_factory):
   return folder
 
 
+@pytest.fixture(scope='session')
+def cnn_weights(study_tensors, tmp_path_factory):
+  """A checkpoint directory with the study's CNN, not to be changed."""
+  from coltran_jax import checkpoint, models
+  from coltran_jax.convert import cnn
+
+  folder = tmp_path_factory.mktemp('weights') / 'study'
+  model, variables = cnn.load_cnn(study_tensors)
+  tree = models.join(variables)
+  checkpoint.save(folder, 'cnn', models.arguments_of(model), tree, 'the study')
+  return folder
+
+
 @pytest.fixture
 def no_cache(monkeypatch):
   """Leaves the user's cache and this process's settings alone."""

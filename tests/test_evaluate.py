@@ -13,16 +13,13 @@ from PIL import Image
 import pytest
 
 from coltran_jax import (
-  checkpoint,
   cli,
   color,
   command,
   convert,
   image,
   losses,
-  models,
 )
-from coltran_jax.convert import cnn as convert_cnn
 from coltran_jax.diffusion import pipeline as diffusion_pipeline
 from coltran_jax.evaluation import colorings, pairs, table
 
@@ -45,16 +42,6 @@ def folders(tmp_path):
       data_sets.save(two / f'{name}-{sample}.png', picture // 4 * 3 + noise)
     data_sets.save(two / f'{name}-sheet.png', picture)
   return truth, one, two
-
-
-@pytest.fixture(scope='module')
-def cnn_weights(study_tensors, tmp_path_factory):
-  """A checkpoint directory with the study's CNN."""
-  folder = tmp_path_factory.mktemp('weights') / 'study'
-  model, variables = convert_cnn.load_cnn(study_tensors)
-  tree = models.join(variables)
-  checkpoint.save(folder, 'cnn', models.arguments_of(model), tree, 'the study')
-  return folder
 
 
 @pytest.fixture

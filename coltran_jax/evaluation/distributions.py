@@ -2,7 +2,7 @@
 
 - paired: colorings against their own originals.
 - coltran5k: colorings of the first 5,000 pictures of ImageNet's validation
-  split, in the order of tfds, against its pictures 10,000 to 14,999 (the
+  split, in the order of `read_order`, against its pictures 10,000 to 14,999 (the
   reference's; untouched originals give an FID of 14.68, ColTran 19.37).
 
 The two are not comparable, nor are those of different networks.
@@ -17,9 +17,9 @@ import tqdm
 
 from coltran_jax import image, sharding
 from coltran_jax.data import decoding
-from coltran_jax.evaluation import frechet, inception, lite0, pairs
+from coltran_jax.evaluation import frechet, inception, lite0, pairs, read_order
 
-_SIDE = 256  # Of the pictures of coltran5k.
+COUNT, _SIDE = 5000, 256  # Of the pictures of coltran5k.
 _AT_ONCE = 16
 _KID_SUBSET = 1000
 _log = logging.getLogger('coltran')
@@ -78,11 +78,11 @@ def paired(comparison, network, resize=None):
   }
 
 
-def coltran5k(split, folders, network, count=5000, first=10_000):
+def coltran5k(split, folders, network, count=COUNT, first=10_000):
   """Returns {label: {metric: value}} under the protocol of that name.
 
   Args:
-    split: the validation split, [index] -> {'image': bytes, ...}.
+    split: the validation split, [index] -> {'image': bytes, 'id': its name}.
     folders: of `count` colorings each, 256 pixels a side.
     network: a `Network`.
     count, first: 5000 and 10,000 by definition; others are for tests.
@@ -91,12 +91,14 @@ def coltran5k(split, folders, network, count=5000, first=10_000):
 
   Raises:
     MismatchError: a folder or the split has another number of pictures.
-    DataError, PhotoError: a picture cannot be read.
+    DataError, PhotoError: a picture cannot be read, or is another one.
   """
   if len(split) < first + count:
     raise pairs.MismatchError(
       f'{split} has {len(split)} pictures, coltran5k needs {first + count}'
     )
+  originals = read_order.Read(split, 0, count)
+  others = read_order.Read(split, first, count)
   sets = {}
   for label, folder in pairs.labelled(folders).items():
     files = pairs.files(folder)
@@ -105,8 +107,8 @@ def coltran5k(split, folders, network, count=5000, first=10_000):
         f'{folder} has {len(files)} pictures, coltran5k needs {count}'
       )
     sets[label] = (_square(pairs.read(path)) for _, path in files)
-  sets['originals'] = (_original(split[i]) for i in range(count))
-  real = (_original(split[first + i]) for i in range(count))
+  sets['originals'] = (_original(originals[i]) for i in range(count))
+  real = (_original(others[i]) for i in range(count))
   real = _features(real, network, count, 'real')
   _warn(real, network)
   return {
