@@ -162,10 +162,24 @@ def fitted(height, width, size):
   return tuple(max(1, round(side * scale)) for side in (height, width))
 
 
-def mirrored(array, tall, wide):
-  """Any [tall, wide(, C)] of [H, W(, C)]: centred, mirrored beyond its edges."""
+def refit(array, size, box, side):
+  """uint8 [size, size(, C)] of [H, W(, C)]: what `fit` made, at a larger size.
+
+  box: that `fit` gave with a square of this side. The picture is where that has it
+  (to a pixel, if size is no multiple of side): fitted anew, it could be half a pixel
+  of the small one off, and so would be the colours that are seen in it.
+  """
+  top, left, height, width = (n * size // side for n in box)
+  return mirrored(resize(array, height, width), size, size, (top, left))
+
+
+def mirrored(array, tall, wide, place=None):
+  """Any [tall, wide(, C)] of [H, W(, C)], mirrored beyond its edges.
+
+  place: (top, left) of it; None: centred.
+  """
   height, width = array.shape[:2]
-  top, left = (tall - height) // 2, (wide - width) // 2
+  top, left = place or ((tall - height) // 2, (wide - width) // 2)
   pad = [(top, tall - height - top), (left, wide - width - left)]
   pad += [(0, 0)] * (array.ndim - 2)
   return np.pad(array, pad, mode='reflect')

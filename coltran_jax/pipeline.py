@@ -219,10 +219,15 @@ class Colorizer:
     the box (`image.fit`) holds the photo.
     """
     side = self.side('colorizer' if fast else 'spatial_upsampler')
-    picture, box = _framed(pixels, side, size)
+    if size != 'original':
+      pixels = image.square(pixels, min(pixels.shape[:2]))
+    picture, box = image.fit(pixels, side)
     seen = max(self.stages['colorizer'][0].gray_resolution)
-    fine = picture if side >= seen else _framed(pixels, seen, size)[0]
-    return gray(image.square(fine, seen)), gray(picture), box
+    if side < seen:
+      fine = image.refit(pixels, seen, box, side)
+    else:
+      fine = image.square(picture, seen)
+    return gray(fine), gray(picture), box
 
   def _check(self, size, fast, guide):
     """Raises ValueError if options make no sense."""
@@ -410,13 +415,6 @@ def _check_resolutions(directory, stages):
       f'{directory}: the colorizer works at {sizes["colorizer"]}, the color '
       f'upsampler at {sizes["color_upsampler"]}; they do not belong together'
     )
-
-
-def _framed(pixels, side, size):
-  """Returns (square of that side, box of the photo in it) for a size."""
-  if size == 'original':
-    return image.fit(pixels, side)
-  return image.square(pixels, side), (0, 0, side, side)
 
 
 def _turned(pictures, mirrored):

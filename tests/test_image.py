@@ -170,6 +170,15 @@ def test_fitting_and_cropping_give_back_the_whole_picture(array, size):
     assert place == (size - length) // 2
 
 
+@hypothesis.given(PICTURES, st.integers(1, 24), st.integers(2, 5))
+def test_a_picture_fitted_again_and_larger_is_in_the_same_place(array, side, times):
+  fitted, box = image.fit(array, side)
+  large = image.refit(array, side * times, box, side)
+  assert large.shape == (side * times, side * times, *array.shape[2:])
+  small = image.crop(image.resize(large, side, side), box).astype(int)
+  assert np.abs(small - image.crop(fitted, box)).max() <= 1
+
+
 def test_a_fitted_picture_is_mirrored_beyond_its_edges():
   array = np.arange(4 * 12, dtype=np.uint8).reshape(4, 12)
   fitted, (top, _, height, _) = image.fit(array, 12)

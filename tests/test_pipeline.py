@@ -16,6 +16,7 @@ from coltran_jax import (
   color,
   convert,
   hints,
+  image,
   models,
   photo,
   pipeline,
@@ -301,6 +302,25 @@ def test_a_broken_photo_is_a_photo_error(colorizer):
 
 @pytest.mark.parametrize('fast', [True, False])
 def test_stage_one_may_see_finer_gray_than_its_colors(fast):
+  small = finer_gray_colorizer()
+  guide = hints.Guide(((300, 200, (200, 30, 30)),))
+  (coloring,) = small.draw(photo.read(COLOR), fast=fast, guide=guide)
+  assert coloring.pixels.shape == COLOR.shape
+  difference = lab(coloring.pixels)[..., 0] - lab(COLOR)[..., 0]
+  assert np.abs(difference).mean() < 0.5
+  if not fast:  # A square of other sides than stage three's is joined, too.
+    assert small(COLOR, size=256)[0].shape == (256, 256, 3)
+
+
+@pytest.mark.parametrize('shape', [(40, 60), (60, 40), (33, 50), (31, 97), (64, 64)])
+def test_finer_gray_is_seen_where_its_colors_go(shape):
+  pixels = np.random.default_rng(0).integers(0, 255, (*shape, 1), dtype=np.uint8)
+  fine, coarse, box = finer_gray_colorizer().frame(pixels, fast=True)
+  seen = image.resize(fine.astype(np.uint8), *coarse.shape).astype(int)
+  assert np.abs(image.crop(seen - coarse, box)).max() <= 1
+
+
+def finer_gray_colorizer():
   sizes = {'hidden_size': 8, 'mlp_size': 8}
   made = {
     'colorizer': {'resolution': (8, 8), 'gray_patch': 4, **sizes},
@@ -315,14 +335,7 @@ def test_stage_one_may_see_finer_gray_than_its_colors(fast):
       (stage, models.build(stage, made[stage])) for stage in made
     )
   }
-  small = pipeline.Colorizer(stages)
-  guide = hints.Guide(((300, 200, (200, 30, 30)),))
-  (coloring,) = small.draw(photo.read(COLOR), fast=fast, guide=guide)
-  assert coloring.pixels.shape == COLOR.shape
-  difference = lab(coloring.pixels)[..., 0] - lab(COLOR)[..., 0]
-  assert np.abs(difference).mean() < 0.5
-  if not fast:  # A square of other sides than stage three's is joined, too.
-    assert small(COLOR, size=256)[0].shape == (256, 256, 3)
+  return pipeline.Colorizer(stages)
 
 
 def test_fast_needs_no_spatial_upsampler(damaged, colorizer):
