@@ -42,11 +42,12 @@ class Opened:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """One coloring: its file's name and bytes, and what the page shows."""
+  """One coloring: its file's name and bytes, and what the page shows of both."""
 
   name: str
   data: bytes
   shown: np.ndarray
+  before: np.ndarray
 
 
 def _shown(pixels):
@@ -120,17 +121,19 @@ def _color(colorizer, opened, count, seed, temperature, vividness, fast):
     colorings = colorizer.draw(
       opened.read,
       num_samples=count,
-      seed=int(seed),
+      seed=int(seed or 0),
       temperature=temperature,
       vividness=vividness,
       fast=fast,
       guide=guide,
     )
+    before = _shown(pipeline.gray(opened.shown)[..., None].astype(np.uint8))
     made = []
     for number, bits in sheets.ranked(colorings):
       pixels = colorings[number - 1].pixels
       data = photo.encode(pixels, opened.read, job.format)
-      result = Result(job.outputs[number - 1].name, data, _shown(pixels))
+      name = job.outputs[number - 1].name
+      result = Result(name, data, _shown(pixels), before)
       made.append((result, f'{number}: {bits:.3f} bits/dim'))
   except ValueError as error:  # PhotoError and HintError among them.
     raise gr.Error(str(error)) from error
@@ -146,12 +149,11 @@ def build(colorizer, folder, fast=False):
     fast: the colorizer has no third stage.
   """
 
-  def show(opened, results, index):
+  def show(results, index):
     result = results[index]
     path = pathlib.Path(tempfile.mkdtemp(dir=folder), result.name)
     photo.write(path, result.data)
-    before = pipeline.gray(opened.shown)[..., None].astype(np.uint8)
-    return (_shown(before), result.shown), gr.DownloadButton(
+    return (result.before, result.shown), gr.DownloadButton(
       f'Download {result.name}', value=str(path), interactive=True
     )
 
@@ -159,10 +161,14 @@ def build(colorizer, folder, fast=False):
     made = _color(colorizer, opened, count, seed, temperature, vividness, quick)
     results = [result for result, _ in made]
     grid = [(result.shown, caption) for result, caption in made]
-    return results, grid, *show(opened, results, 0)
+    return results, grid, *show(results, 0)
 
-  def choose(opened, results, event: gr.SelectData):
-    return show(opened, results, event.index)
+  def choose(results, event: gr.SelectData):
+    return show(results, event.index)
+
+  def open_another(path):
+    empty = None, [], None, gr.DownloadButton('Download', interactive=False)
+    return *open_photo(path), *empty
 
   with gr.Blocks(
     title='coltran', analytics_enabled=False, delete_cache=(600, 3600)
@@ -201,7 +207,7 @@ def build(colorizer, folder, fast=False):
           )
         temperature = gr.Slider(
           0,
-          1.5,
+          max(1.5, colorizer.decoding['temperature']),
           colorizer.decoding['temperature'],
           step=0.05,
           label='Temperature: 0 takes the most probable colors',
@@ -209,7 +215,7 @@ def build(colorizer, folder, fast=False):
         )
         vividness = gr.Slider(
           0,
-          2,
+          max(2, colorizer.decoding['vividness']),
           colorizer.decoding['vividness'],
           step=0.05,
           label='Vividness: more prefers vivid colors to dull ones',
@@ -236,16 +242,16 @@ def build(colorizer, folder, fast=False):
         download = gr.DownloadButton(
           'Download', interactive=False, elem_id='download'
         )
-    seen = [opened, picture]
-    upload.change(open_photo, upload, seen)
+    seen, made = [opened, picture], [results, grid, slider, download]
+    upload.change(open_another, upload, [*seen, *made])
     picture.select(add_hint, [opened, shade], seen)
     clear.click(remove_hints, opened, seen)
     go.click(
       run,
       [opened, count, seed, temperature, vividness, quick],
-      [results, grid, slider, download],
+      made,
     )
-    grid.select(choose, [opened, results], [slider, download])
+    grid.select(choose, results, [slider, download])
   return page
 
 

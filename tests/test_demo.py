@@ -106,6 +106,13 @@ def test_a_person_gets_what_the_command_writes(
   local = (address, 'data:', 'blob:')
   assert [name for name in names if not name.startswith(local)] == []
 
+  # Another photo, or none, leaves nothing of this one.
+  browsers.find(browser, '#upload button[aria-label=Clear]').click()
+  browsers.until(
+    browser, lambda: not browser.find_elements(By.CSS_SELECTOR, '#grid img')
+  )
+  assert not browsers.find(browser, '#download').is_enabled()
+
 
 @pytest.mark.browser
 def test_what_is_no_photo_is_told(address, browser, tmp_path):
