@@ -312,9 +312,8 @@ def _do(colorizer, job, options):
     _log.info('%s: toned; taken as gray', job.name)
   colorings = colorizer.draw(read, **options)
   like = colorizer.like(read, options['size'])
-  if options.get('guide') and options['guide'].keep is not None:
-    # To the photo's profile and back, what is kept would change.
-    like = dataclasses.replace(like, icc_profile=None)
+  if options.get('guide'):
+    like = options['guide'].like(like)
   encoded = [
     photo.encode(coloring.pixels, like, job.format) for coloring in colorings
   ]

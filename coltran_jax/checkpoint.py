@@ -6,13 +6,12 @@
 
 `config.json` holds all that inference needs besides the arrays; `model` is
 exactly the module's keyword arguments. `decoding` is how to draw where nobody says
-otherwise, any of `DECODING`: small weights want to be held in; published ones say
+otherwise, any of `decoding_rule.DEFAULTS`: small weights want to be held in; published ones say
 nothing and are drawn from as they are.
 """
 
 import json
 import logging
-import numbers
 import pathlib
 import shutil
 import zlib
@@ -22,23 +21,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from coltran_jax import decoding_rule
+
 SHIPPED = pathlib.Path(__file__).parent / 'weights'
 _KEYS = {'fingerprint', 'model', 'name', 'source'}
-# From the model as it is; see `sampling.sample`, `encoder_guidance` and `pipeline`.
-DECODING = {
-  'temperature': 1.0,
-  'min_p': 0.0,
-  'encoder_weight': 0.0,
-  'vividness': 0.0,
-  'mean_of': 1,
-}
-_RANGES = {
-  'temperature': (0, 1e6),
-  'min_p': (0, 1),
-  'encoder_weight': (0, 100),
-  'vividness': (0, 100),
-  'mean_of': (1, 64),
-}
 _MAX_CONFIG_BYTES = 1 << 20
 
 
@@ -117,7 +103,7 @@ def save(directory, name, model_arguments, params, source, decoding=None):
     model_arguments: the module's keyword arguments, JSON-ready.
     params: a nested dict of arrays.
     source: a line that says where the parameters come from.
-    decoding: how to draw unless told, of `DECODING`'s keys.
+    decoding: how to draw unless told, of `decoding_rule.DEFAULTS`' keys.
 
   Raises:
     CheckpointError: the stage is there already, or cannot be written.
@@ -188,7 +174,7 @@ def write_model_card(directory):
   lines = ['# ColTran weights', '']
   for path in sorted(directory.glob('*/config.json')):
     config = read_config(path)
-    if config['decoding'] == DECODING:
+    if config['decoding'] == decoding_rule.DEFAULTS:
       del config['decoding']  # It says nothing, and most stages draw nothing.
     lines += [
       f'## {config["name"]}',
@@ -290,10 +276,15 @@ def read_config(path):
       raise CheckpointError(f'{path} is no checkpoint config: too large')
     config = json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError:
-    raise CheckpointError(
-      f'{path} is missing: no checkpoint directory (make one with '
-      '`coltran convert`)'
-    ) from None
+    directory = path.parent.parent
+    there = sorted(one.parent.name for one in directory.glob('*/config.json'))
+    what = (
+      f'{directory} holds {" and ".join(there)} only; are they weights of '
+      'another --model?'
+      if there
+      else 'no checkpoint directory (make one with `coltran convert`)'
+    )
+    raise CheckpointError(f'{path} is missing: {what}') from None
   except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
     raise CheckpointError(
       f'{path} cannot be read: {first_line(error)}'
@@ -306,30 +297,15 @@ def read_config(path):
   if not isinstance(config['model'], dict):
     raise CheckpointError(f"{path}: 'model' must be an object")
   decoding = config.get('decoding', {})
-  if not isinstance(decoding, dict) or set(decoding) - set(DECODING):
-    raise CheckpointError(
-      f"{path}: 'decoding' may have {sorted(DECODING)} only"
-    )
-  config['decoding'] = DECODING | decoding
+  known = decoding_rule.DEFAULTS
+  if not isinstance(decoding, dict) or set(decoding) - set(known):
+    raise CheckpointError(f"{path}: 'decoding' may have {sorted(known)} only")
+  config['decoding'] = known | decoding
   try:
-    check_decoding(config['decoding'])
+    decoding_rule.check(config['decoding'])
   except ValueError as error:
     raise CheckpointError(f'{path}: {error}') from None
   return config
-
-
-def check_decoding(decoding):
-  """Raises ValueError if a number of a decoding is none, or out of range."""
-  for name, value in decoding.items():
-    low, high = _RANGES[name]
-    whole = isinstance(DECODING[name], int)
-    kind = numbers.Integral if whole else numbers.Real
-    number = isinstance(value, kind) and not isinstance(value, bool)
-    if not number or not low <= value <= high:
-      raise ValueError(
-        f'{name} must be a {"whole " * whole}number, {low:g} to {high:g}, '
-        f'not {value!r}'
-      )
 
 
 def first_line(error):

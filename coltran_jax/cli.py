@@ -390,7 +390,7 @@ def _demo(args):
   command.keep_programs(jax)
   try:
     colorizer = pipeline.Colorizer.from_pretrained(
-      args.weights or command.DEFAULT_WEIGHTS, fast=args.fast
+      command.weights(args), fast=args.fast
     )
   except checkpoint.CheckpointError as error:
     return command.fail(error, command.EXIT_WEIGHTS)
@@ -412,7 +412,7 @@ def _doctor(args):
   from coltran_jax import checkpoint, doctor, photo
 
   command.keep_programs(jax)
-  weights = args.weights or command.DEFAULT_WEIGHTS
+  weights = command.weights(args)
 
   def tell(findings):
     bad = 0

@@ -28,7 +28,7 @@ def add(commands):
     default='coltran',
     help="'cnn' is the baseline: one coloring a photo; its own weights in this "
     "package are cnn-sports. 'controlnet' is Stable Diffusion, see below. "
-    "--temperature, --sampler and --fast are for 'coltran' (default: coltran)",
+    "What says how to draw, --sampler and --fast are for 'coltran' (default: coltran)",
   )
   command.add_sampling(add)
   _add_guide(add)
@@ -115,6 +115,10 @@ def _misfit(args):
     return (
       f'--model {args.model} takes no hints or mask, and knows no --uncertainty'
     )
+  drawn = [f'--{name.replace("_", "-")}' for name in command.decoding(args)]
+  drawn += ['--sampler'] * (args.sampler != 'exact') + ['--fast'] * args.fast
+  if args.model != 'coltran' and drawn:
+    return f'--model {args.model} has no {", ".join(drawn)}'
   return None
 
 
@@ -133,13 +137,12 @@ def _guide(args, jobs):
     raise batch.UsageError('hints and masks are for one photo at a time')
   (job,) = jobs
   mine = {os.path.realpath(path) for path in paths}
-  for file in job.files:
+  for file in (*job.files, *filter(None, [args.before_after])):
     if os.path.realpath(file) in mine:
       raise batch.UsageError(f'the result {file} would overwrite an input')
   if args.mask and job.format not in ('PNG', 'TIFF', 'TIF'):
-    raise batch.UsageError(
-      f'{job.format or "stdout"} may change what is kept; give -o FILE.png'
-    )
+    name = job.outputs[0] if job.outputs else 'stdout'
+    raise batch.UsageError(f'{name} may change what is kept; give -o FILE.png')
   try:
     return hints.read(args.hint, args.hints, args.mask, args.keep)
   except batch.PhotoError as error:
@@ -149,7 +152,7 @@ def _guide(args, jobs):
 def _colorizer(args, size, guide):
   """Returns (what colors photos, the options of its `draw`).
 
-  Raises CheckpointError, or cli_diffusion.OptionError.
+  Raises CheckpointError, or ValueError of options that make no sense.
   """
   from coltran_jax import checkpoint, cnn_pipeline, pipeline
 
@@ -166,8 +169,9 @@ def _colorizer(args, size, guide):
     weights = args.weights or 'cnn-sports'
     return cnn_pipeline.CNNColorizer.from_pretrained(weights), options
   colorizer = pipeline.Colorizer.from_pretrained(
-    args.weights or command.DEFAULT_WEIGHTS, fast=args.fast, chunk=args.chunk
+    command.weights(args), fast=args.fast, chunk=args.chunk
   )
+  colorizer.rule(**command.decoding(args))  # Before the first photo.
   options |= {'guide': guide, 'uncertainty': args.uncertainty}
   return colorizer, options | command.sampling_options(args)
 
@@ -221,7 +225,7 @@ def _run(args):
     colorizer, options = _colorizer(args, size, guide)
   except checkpoint.CheckpointError as error:
     return command.fail(error, command.EXIT_WEIGHTS)
-  except cli_diffusion.OptionError as error:
+  except ValueError as error:
     return command.fail(error, command.EXIT_USAGE)
   failed = batch.run(colorizer, jobs, options, resume=args.resume)
   if args.before_after:

@@ -38,7 +38,7 @@ def add_options(parser):
   )
   group.add_argument(
     '--guidance',
-    type=command.temperature,
+    type=command.not_negative,
     help='how far beyond the prompt to go (default: 7.5)',
   )
   group.add_argument(

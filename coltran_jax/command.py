@@ -1,14 +1,16 @@
 """What the parts of the command line share."""
 
 import argparse
+import functools
 import math
 import os
 import pathlib
 import re
 import sys
 
+from coltran_jax import decoding_rule
+
 DEFAULT_WEIGHTS = 'coltran-sports'
-_DECODING = ('temperature', 'min_p', 'encoder_weight', 'vividness', 'mean_of')
 EXIT_FAILED, EXIT_USAGE, EXIT_WEIGHTS, EXIT_RESUME = 1, 2, 3, 42
 
 
@@ -42,19 +44,9 @@ def process_id(text):
   return _number(int, text, 0, math.inf, 'a whole number, 0 or more')
 
 
-def temperature(text):
+def not_negative(text):
   """Returns a number, 0 or more, for argparse."""
   return _number(float, text, 0, math.inf, 'a number, 0 or more')
-
-
-def min_p(text):
-  """Returns a share from 0 to 1, for argparse."""
-  return _number(float, text, 0, math.nextafter(1, 2), 'a number, 0 to 1')
-
-
-def strength(text):
-  """Returns a number, 0 to 100, for argparse."""
-  return _number(float, text, 0, math.nextafter(100, 101), 'a number, 0 to 100')
 
 
 def hint(text):
@@ -73,10 +65,14 @@ def add_weights(parser):
   parser.add_argument(
     '--weights',
     metavar='NAME|DIR',
-    default=os.environ.get('COLTRAN_WEIGHTS'),
     help='checkpoint directory, see `coltran convert`, or the name of weights '
     f'in this package (default: $COLTRAN_WEIGHTS, else {DEFAULT_WEIGHTS})',
   )
+
+
+def weights(args):
+  """Returns what --weights names, else the environment, of ColTran; else ours."""
+  return args.weights or os.environ.get('COLTRAN_WEIGHTS') or DEFAULT_WEIGHTS
 
 
 def share(text):
@@ -125,44 +121,51 @@ def sampling_options(args):
 
 def add_decoding(parser, note=''):
   """Adds the options that `decoding` reads; note: how their helps begin."""
-  parser.add_argument(
-    '--temperature',
-    type=temperature,
-    help=f'{note}0 takes the most probable colors (default: what the weights ask '
-    'for, else 1)',
+
+  def add(name, what, **more):
+    default = decoding_rule.DEFAULTS[name]
+    parser.add_argument(
+      f'--{name.replace("_", "-")}',
+      type=functools.partial(_of_rule, name),
+      help=f'{note}{what} (default: what the weights ask for, else {default:g})',
+      **more,
+    )
+
+  add('temperature', '0 takes the most probable colors')
+  add(
+    'min_p',
+    'draw no color that is less probable than this share of the most probable one',
   )
-  parser.add_argument(
-    '--min-p',
-    type=min_p,
-    help=f'{note}draw no color that is less probable than this share of the most '
-    'probable one (default: what the weights ask for, else 0)',
+  add(
+    'encoder_weight',
+    'how much each draw heeds what the encoder expects: more is truer to the '
+    'photo, less is more various',
   )
-  parser.add_argument(
-    '--encoder-weight',
-    type=strength,
-    help=f'{note}how much each draw heeds what the encoder expects: more is truer '
-    'to the photo, less is more various (default: what the weights ask for, '
-    'else 0)',
-  )
-  parser.add_argument(
-    '--vividness',
-    type=strength,
-    help=f'{note}how much vivid colors are preferred to dull ones (default: what '
-    'the weights ask for, else 0)',
-  )
-  parser.add_argument(
-    '--mean-of',
-    type=count,
+  add('vividness', 'how much vivid colors are preferred to dull ones')
+  add(
+    'mean_of',
+    'each coloring is the mean of so many draws: what they agree on stays, speckle '
+    'goes; 1 is more various',
     metavar='N',
-    help=f'{note}each coloring is the mean of so many draws: what they agree on '
-    'stays, speckle goes; 1 is more various (default: what the weights ask for, '
-    'else 1)',
   )
+
+
+def _of_rule(name, text):
+  """Returns a number of the decoding, for argparse."""
+  try:
+    value = int(text) if decoding_rule.is_whole(name) else float(text)
+  except ValueError:
+    value = text
+  try:
+    decoding_rule.check({name: value})
+  except ValueError as error:
+    raise argparse.ArgumentTypeError(error) from None
+  return value
 
 
 def decoding(args):
   """Returns those of the decoding's options that were given."""
-  given = {name: getattr(args, name) for name in _DECODING}
+  given = {name: getattr(args, name) for name in decoding_rule.DEFAULTS}
   return {name: value for name, value in given.items() if value is not None}
 
 

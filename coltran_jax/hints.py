@@ -41,8 +41,8 @@ class Guide:
 
   points: (x, y, (red, green, blue)) each. picture: uint8 [H, W, 4], a hint
   wherever alpha is 128 or more. mask: uint8 [H, W], what to draw anew: 255
-  all, 0 not at all; keep: uint8 or uint16 [H, W, 3], the coloring that stays
-  elsewhere.
+  all, 0 not at all, or bool; keep: uint8 or uint16 [H, W, 3], the coloring that
+  stays elsewhere (uint16 of a uint16 photo).
   """
 
   points: tuple = ()
@@ -50,12 +50,27 @@ class Guide:
   mask: np.ndarray | None = None
   keep: np.ndarray | None = None
 
+  def __post_init__(self):
+    if self.mask is not None and self.mask.dtype == bool:
+      object.__setattr__(self, 'mask', self.mask.astype(np.uint8) * 255)
+
   def __bool__(self):
     arrays = (self.picture, self.mask, self.keep)
     return bool(self.points) or any(array is not None for array in arrays)
 
-  def check(self, height, width):
-    """Raises HintError unless all fits a photo of this size."""
+  def like(self, read):
+    """Returns the Photo that a result takes its profile and such from.
+
+    read: the photo. One of 8 bits left its profile when it was read; on the way back
+    into it what is kept would change. One of 16 bits never left it.
+    """
+    if self.keep is None or read.pixels.dtype == np.uint16:
+      return read
+    return dataclasses.replace(read, icc_profile=None)
+
+  def check(self, pixels):
+    """Raises HintError unless all fits a photo's pixels [H, W, 1 or 3]."""
+    height, width = pixels.shape[:2]
     if (self.mask is None) != (self.keep is None):
       raise HintError('a mask needs a coloring to keep, and that a mask')
     for name, array, channels in (
@@ -68,6 +83,12 @@ class Guide:
           f'the {name} is {list(array.shape)}, the photo needs '
           f'{[height, width, *channels]}'
         )
+    if self.mask is not None and self.mask.dtype != np.uint8:
+      raise HintError(f'the mask is of {self.mask.dtype}, not uint8 or bool')
+    if self.keep is not None and self.keep.dtype == np.uint8 != pixels.dtype:
+      raise HintError(
+        'the kept coloring has 8 bits a channel and the photo 16; give one of 16'
+      )
     for x, y, _ in self.points:
       if not (0 <= x < width and 0 <= y < height):
         raise HintError(
@@ -100,19 +121,19 @@ def read(points=(), picture=None, mask=None, keep=None):
   return Guide(tuple(points), layer, level, coloring)
 
 
-def prior(guide, shape, side, gray):
+def prior(guide, pixels, side, gray):
   """Returns float32 [G, G, 512], what a guide adds to the colorizer's logits.
 
   Args:
     guide: a `Guide`.
-    shape: (height, width) of the photo.
+    pixels: [H, W, 1 or 3], the photo's own.
     side: of the square that the photo is fitted into, see `image.fit`.
     gray: int [G, G], the photo's as the colorizer gets it.
 
   Raises HintError if the guide does not fit the photo, or a hint picture is empty.
   """
-  guide.check(*shape)
-  colors, hinted = _hinted(guide, shape, side, len(gray))
+  guide.check(pixels)
+  colors, hinted = _hinted(guide, pixels.shape[:2], side, len(gray))
   added = np.zeros((*gray.shape, color.NUM_CODES), np.float32)
   codes = np.zeros(gray.shape, np.int64)
   if hinted.any():

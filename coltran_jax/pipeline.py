@@ -16,6 +16,7 @@ from PIL import Image
 from coltran_jax import (
   checkpoint,
   color,
+  decoding_rule,
   hints,
   image,
   models,
@@ -67,11 +68,11 @@ class Colorizer:
   spatial upsampler only `fast=True` works. chunk: lines that upsamplers which are
   not small work on at a time (less memory and faster on a CPU), None for all.
   decoding: what draws take that say nothing else, also an attribute; what is not in
-  it is `checkpoint.DECODING`'s.
+  it is `decoding_rule.DEFAULTS`'.
   """
 
   def __init__(self, stages, chunk=8, decoding=None):
-    self.decoding = checkpoint.DECODING | (decoding or {})
+    self.decoding = decoding_rule.DEFAULTS | (decoding or {})
     self.stages = {}
     for stage, (model, params) in stages.items():
       if stage != 'colorizer':
@@ -160,17 +161,13 @@ class Colorizer:
     Raises ValueError (`hints.HintError` of the guide): options that make no
     sense.
     """
-    given = {
-      'temperature': temperature,
-      'min_p': min_p,
-      'encoder_weight': encoder_weight,
-      'vividness': vividness,
-      'mean_of': mean_of,
-    }
-    decoding = self.decoding | {
-      name: value for name, value in given.items() if value is not None
-    }
-    checkpoint.check_decoding(decoding)
+    decoding = self.rule(
+      temperature=temperature,
+      min_p=min_p,
+      encoder_weight=encoder_weight,
+      vividness=vividness,
+      mean_of=mean_of,
+    )
     self._check(size, fast, guide)
     mean_of = decoding['mean_of']
     keys = sample_keys(seed, num_samples * mean_of)
@@ -180,9 +177,7 @@ class Colorizer:
     prior = None
     if guide:
       coarse = self._coarse(small[None])[0]
-      prior = hints.prior(guide, pixels.shape[:2], side, coarse)
-      # Against decoder and encoder together, a hint weighs what it did before.
-      prior *= 1 + decoding['encoder_weight']
+      prior = hints.prior(guide, read.pixels, side, coarse)
     stages = self.run(
       np.repeat(small[None], num_samples, axis=0),
       None if fast else np.repeat(picture[None], num_samples, axis=0),
@@ -229,6 +224,21 @@ class Colorizer:
       fine = image.square(picture, seen)
     return gray(fine), gray(picture), box
 
+  def rule(self, **given):
+    """Returns the decoding in full, of its numbers that are given (None: not).
+
+    Raises ValueError if one is out of range, or nothing for this colorizer.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    rule = self.decoding | given
+    decoding_rule.check(rule)
+    if rule['encoder_weight'] and not self.stages['colorizer'][0].parallel_head:
+      raise ValueError(
+        'encoder_weight must be 0: this colorizer predicts nothing by its encoder '
+        'alone'
+      )
+    return rule
+
   def _check(self, size, fast, guide):
     """Raises ValueError if options make no sense."""
     if size not in SIZES:
@@ -247,7 +257,7 @@ class Colorizer:
     gray,
     gray_full,
     keys,
-    decoding=checkpoint.DECODING,
+    decoding=decoding_rule.DEFAULTS,
     sampler='exact',
     prior=None,
     uncertainty=False,
@@ -265,6 +275,8 @@ class Colorizer:
     mirrored = np.arange(len(gray)) % mean_of % 2 == 1
     if prior is not None:
       prior = np.broadcast_to(prior, (len(gray), *prior.shape))
+      # Against decoder and encoder together, a hint weighs as against the one.
+      heard = prior * np.float32(1 + decoding['encoder_weight'])
     sample = sampling.sample(
       *self.stages['colorizer'],
       _turned(gray, mirrored),
@@ -272,7 +284,7 @@ class Colorizer:
       **options,
       mode=sampler,
       keep_logits=uncertainty,
-      prior=None if prior is None else _turned(prior, mirrored),
+      prior=None if prior is None else _turned(heard, mirrored),
     )
     sample = jax.tree.map(lambda x: _turned(np.asarray(x), mirrored), sample)
     entropy = None
@@ -394,6 +406,8 @@ def as_source(source, colorizer, size, **options):
   colored = colorizer.colorize(read, size=size, **options)
   if isinstance(source, (bytes, bytearray, memoryview)):
     target = colorizer.like(read, size)
+    if options.get('guide'):
+      target = options['guide'].like(target)
     return [photo.encode(pixels, target) for pixels in colored]
   if isinstance(source, np.ndarray):
     return colored
@@ -431,7 +445,11 @@ def _placed(cells, side, box):
 
 
 def gray(pixels):
-  """Returns int32 [H, W] gray levels of uint8 [H, W, 1 or 3]."""
+  """Returns int32 [H, W] gray levels, 0..254, of uint8 [H, W, 1 or 3].
+
+  254 is white as training knows it (`color.to_gray` rounds down): no model has
+  seen 255.
+  """
   if pixels.shape[-1] == 1:
-    return pixels[..., 0].astype(np.int32)
+    return np.minimum(pixels[..., 0], 254).astype(np.int32)
   return color.to_gray(pixels)

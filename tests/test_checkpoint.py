@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from coltran_jax import checkpoint
+from coltran_jax import checkpoint, decoding_rule
 
 PARAMS = {
   'dense': {'kernel': np.arange(12, dtype=np.float32).reshape(3, 4)},
@@ -51,10 +51,10 @@ def test_what_is_saved_in_half_is_loaded_as_float32(tmp_path):
 
 def test_a_decoding_is_kept_and_completed(folder, tmp_path):
   read = checkpoint.read_config
-  assert read(folder / 'config.json')['decoding'] == checkpoint.DECODING
+  assert read(folder / 'config.json')['decoding'] == decoding_rule.DEFAULTS
   checkpoint.save(tmp_path, 'colorizer', {}, PARAMS, '', {'temperature': 0.8})
   path = tmp_path / 'colorizer' / 'config.json'
-  expected = checkpoint.DECODING | {'temperature': 0.8}
+  expected = decoding_rule.DEFAULTS | {'temperature': 0.8}
   assert read(path)['decoding'] == expected
   numbers = [-1, float('nan'), 1e7, '1', True, [1]]
   for wrong in (

@@ -41,6 +41,9 @@ class Gray:
     del size
     return read
 
+  def rule(self, **given):
+    return given
+
   def __init__(self):
     self.calls = []
 
@@ -150,6 +153,11 @@ def test_the_module_is_the_command():
     ['{photo}', '--temperature', 'nan'],
     ['{photo}', '--temperature', 'inf'],
     ['{photo}', '--temperature', 'hot'],
+    ['{photo}', '--temperature', '2e6'],
+    ['{photo}', '--mean-of', '65'],
+    ['{photo}', '--mean-of', '1.5'],
+    ['{photo}', '--vividness', '1', '--model', 'cnn'],
+    ['{photo}', '--sampler', 'reference', '--model', 'cnn'],
     ['{photo}', '--size', '512'],
     ['{photo}', '--sampler', 'best'],
     ['{photo}', '--chunk', '0'],
@@ -163,6 +171,7 @@ def test_the_module_is_the_command():
     ['{photo}', '--mask', '{photo}', '--keep', '{photo}', '-o', 'a.jpg'],
     ['{photo}', '--mask', '{photo}', '--keep', 'a.png', '-o', 'a.png'],
     ['-', '--mask', '{photo}', '--keep', '{photo}'],
+    ['{photo}', '--hints', 'a.png', '--before-after', 'a.png'],
     ['{photo}', '--mask', '{photo}', '--keep', '{folder}/missing.png'],
     ['{photo}', '--uncertainty', '-o', '-'],
     ['{photo}', '-n', '2', '-o', '{folder}/out.png'],
@@ -230,6 +239,35 @@ def test_the_page_needs_its_extra_and_weights(monkeypatch, tmp_path, capsys):
   assert run('demo', '--port', '70000') == 2
   assert run('demo') == 3
   assert "'coltran-sports'" in capsys.readouterr().err
+
+
+def test_weights_of_another_model_are_told_as_such(source, capsys):
+  assert run('colorize', source, '--weights', 'cnn-sports') == 3
+  assert (
+    'holds cnn only; are they weights of another' in capsys.readouterr().err
+  )
+
+
+def test_the_environment_names_weights_of_coltran_only(
+  source, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('COLTRAN_WEIGHTS', 'nowhere')
+  out = tmp_path / 'out.png'
+  assert run('colorize', source, '--model', 'cnn', '-o', out) == 0
+  assert out.exists()
+
+
+def test_a_rule_that_the_weights_cannot_follow_is_told_before_the_first_photo(
+  source, stand_in, monkeypatch, capsys
+):
+  def rule(**given):
+    assert given == {'encoder_weight': 1.0}
+    raise ValueError('encoder_weight must be 0')
+
+  monkeypatch.setattr(stand_in, 'rule', rule)
+  assert run('colorize', source, '--encoder-weight', 1) == 2
+  assert capsys.readouterr().err == 'coltran: encoder_weight must be 0\n'
+  assert stand_in.calls == []
 
 
 def test_the_environment_may_name_the_weights(source, monkeypatch, capsys):

@@ -120,7 +120,9 @@ def test_coltran5k_compares_with_other_pictures_of_the_split(tmp_path):
 def test_coltran5k_wants_the_pictures_that_have_the_names():
   records = validation([data_sets.picture(i, 8, 8) for i in range(4)])
   split = data_sets.Records(records[::-1])
-  with pytest.raises(decoding.DataError, match=r'record 2 is ILSVRC.* not ILSVRC'):
+  with pytest.raises(
+    decoding.DataError, match=r'record 2 is ILSVRC.* not ILSVRC'
+  ):
     distributions.coltran5k(split, [], NETWORK, count=2, first=2)
 
 
@@ -152,12 +154,12 @@ def test_coltran5k_colors_its_pictures_and_measures_them(
   assert cli.main(line) == 0
   assert wanted == [256, 256]
   made = sorted(out.glob('study/*.png'))
-  assert [path.stem[2:] for path in made] == [
-    name for name, _ in records[:8]
-  ]
+  assert [path.stem[2:] for path in made] == [name for name, _ in records[:8]]
   assert {Image.open(path).size for path in made} == {(256, 256)}
   lines = capsys.readouterr().out.splitlines()
-  assert [line.split()[0] for line in lines] == ['study'] * 2 + ['originals'] * 2
+  assert [line.split()[0] for line in lines] == ['study'] * 2 + [
+    'originals'
+  ] * 2
   assert re.fullmatch(r'study  kid_means .*  -?\d+\.\d{4}', lines[1])
 
 

@@ -66,6 +66,9 @@ def test_a_model_without_that_head_cannot_guide(recorded):
   inputs = model, recorded.params, recorded.gray[:1], keys
   with pytest.raises(ValueError, match='encoder alone'):
     sampling.sample(*inputs, encoder_weight=1)
+  stages = {'colorizer': (model, recorded.params)}
+  with pytest.raises(ValueError, match='encoder alone'):
+    pipeline.Colorizer(stages).rule(encoder_weight=1)
   # Vividness needs none.
   sampling.sample(*inputs, vividness=1)
 
@@ -122,18 +125,18 @@ def test_vivid_draws_have_more_chroma_and_the_model_s_own_likelihoods(recorded):
   np.testing.assert_allclose(drawn[1].log_probs, own[..., 0], atol=1e-5)
 
 
-def test_a_hint_reaches_as_far_in_a_guided_draw(weights):
+def test_a_hint_reaches_as_far_in_a_guided_draw(weights, monkeypatch):
   colorizer = pipeline.Colorizer.from_pretrained(weights, fast=True)
   gray = np.full((32, 32, 1), 120, np.uint8)
   asked = hints.Guide(((16, 16, (200, 60, 40)),))
   kept = []
-  draw = colorizer.run
+  draw = sampling.sample
 
-  def run(*args):
-    kept.append(args[5])
-    return draw(*args)
+  def sample(*args, **options):
+    kept.append(options['prior'])
+    return draw(*args, **options)
 
-  colorizer.run = run
+  monkeypatch.setattr(sampling, 'sample', sample)
   for weight in (0, 3):
     colorizer.draw(
       photo.read(gray), fast=True, guide=asked, encoder_weight=weight

@@ -171,7 +171,9 @@ def test_fitting_and_cropping_give_back_the_whole_picture(array, size):
 
 
 @hypothesis.given(PICTURES, st.integers(1, 24), st.integers(2, 5))
-def test_a_picture_fitted_again_and_larger_is_in_the_same_place(array, side, times):
+def test_a_picture_fitted_again_and_larger_is_in_the_same_place(
+  array, side, times
+):
   fitted, box = image.fit(array, side)
   large = image.refit(array, side * times, box, side)
   assert large.shape == (side * times, side * times, *array.shape[2:])

@@ -312,9 +312,13 @@ def test_stage_one_may_see_finer_gray_than_its_colors(fast):
     assert small(COLOR, size=256)[0].shape == (256, 256, 3)
 
 
-@pytest.mark.parametrize('shape', [(40, 60), (60, 40), (33, 50), (31, 97), (64, 64)])
+@pytest.mark.parametrize(
+  'shape', [(40, 60), (60, 40), (33, 50), (31, 97), (64, 64)]
+)
 def test_finer_gray_is_seen_where_its_colors_go(shape):
-  pixels = np.random.default_rng(0).integers(0, 255, (*shape, 1), dtype=np.uint8)
+  pixels = np.random.default_rng(0).integers(
+    0, 255, (*shape, 1), dtype=np.uint8
+  )
   fine, coarse, box = finer_gray_colorizer().frame(pixels, fast=True)
   seen = image.resize(fine.astype(np.uint8), *coarse.shape).astype(int)
   assert np.abs(image.crop(seen - coarse, box)).max() <= 1
