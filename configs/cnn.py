@@ -4,7 +4,7 @@
     coltran train --config configs/cnn.py --workdir runs/cnn --data_dir data
 
 Expected: LPIPS (VGG) on the valid split below 0.168, what gray scores when
-pictures are in 0..1 (`protocol='study'`); the study's own weights score 0.124
+pictures are in 0..1 (`protocol='study'`); the study's own weights score 0.123
 after 186 epochs. Cost: about 100,000 steps of 16 photos.
 
 Variants, joined by commas (`configs/cnn.py:alexnet,debug`):

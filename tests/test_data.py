@@ -189,6 +189,17 @@ def test_a_folder_without_splits_is_split_by_the_bytes_of_its_files(
   assert len(set.union(*digests)) == sum(len(one) for one in digests) == 200
 
 
+def test_few_pictures_have_one_to_validate_on(tmp_path, in_this_process):
+  for i in range(3):
+    data_sets.save(tmp_path / 'in' / f'{i}.png', data_sets.picture(i, 2, 2))
+  assert prepare(tmp_path).counts == {'train': 2, 'valid': 1}
+
+
+def test_a_folder_valid_alone_is_that_split(tmp_path, in_this_process):
+  data_sets.save(tmp_path / 'in' / 'valid' / 'a.png', RGB)
+  assert prepare(tmp_path).counts == {'valid': 1}
+
+
 def test_a_file_in_two_splits_is_kept_out_of_training(
   tmp_path, in_this_process
 ):

@@ -104,6 +104,29 @@ def test_a_notebook_is_thin_and_stripped(path):
   assert f'](colab/{path.name})' in (ROOT / 'README.md').read_text()
 
 
+@pytest.mark.parametrize('name', [path.stem for path in NOTEBOOKS])
+def test_a_notebook_finds_its_checkout_whenever_it_is_begun(
+  name, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  cloned = []
+
+  def shell(line):
+    cloned.append(line)
+    (tmp_path / 'coltran/colab').mkdir(parents=True)
+    (tmp_path / 'coltran/setup.py').touch()
+
+  source = code(name)[0].replace("REPOSITORY = ''", "REPOSITORY = 'address'")
+  source = re.sub(r'!(.*)$', r'shell(f"\1")', source, flags=re.M)
+  for _ in range(2):
+    exec(compile(source, name, 'exec'), {'shell': shell})
+    assert pathlib.Path.cwd() == tmp_path / 'coltran/colab'
+  monkeypatch.chdir(tmp_path)  # As after a restart.
+  exec(compile(source, name, 'exec'), {'shell': shell})
+  assert pathlib.Path.cwd() == tmp_path / 'coltran/colab'
+  assert cloned == ['git clone --quiet --depth 1 address coltran']
+
+
 def test_colorizing_makes_samples_and_downloads_them(place, colab, fixtures):
   checkpoints = fixtures / 'pipeline/tf_checkpoints'
   photo = (fixtures / 'pipeline/photos/chelsea_gray.png').read_bytes()
@@ -138,9 +161,7 @@ def test_training_ends_in_weights_that_color(place):
 def test_evaluating_makes_a_report(place, colab, fixtures):
   convert.convert(fixtures / 'pipeline/tf_checkpoints', place / 'own')
   for i in range(3):
-    split = 'train' if i < 1 else 'valid'
-    picture = data_sets.picture(i, 70, 64)
-    data_sets.save(place / f'pictures/{split}/{i}.png', picture)
+    data_sets.save(place / f'pictures/{i}.png', data_sets.picture(i, 70, 64))
   run(
     'evaluate',
     {
@@ -149,4 +170,6 @@ def test_evaluating_makes_a_report(place, colab, fixtures):
     },
   )
   assert (place / 'evaluation/report.html').exists()
+  table = json.loads((place / 'evaluation/table.json').read_text())
+  assert table['pictures'] == 3
   assert pathlib.Path(colab.downloads[0]).stat().st_size > 1000

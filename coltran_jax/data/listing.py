@@ -34,7 +34,7 @@ def find(name, source):
   """Returns ([Found], {id: reason}): the pictures, and those not to be read.
 
   Sorted by id. Splits are those of the folders train, valid and test; without
-  a folder train, a `folder` has none yet (None). Links that lead out of the
+  any of them, a `folder` has none yet (None). Links that lead out of the
   source, and all links to folders, are not followed. Hidden files and what has
   no picture's suffix are left alone and counted in the log.
 
@@ -48,7 +48,7 @@ def find(name, source):
   source = pathlib.Path(source)
   if not source.is_dir():
     raise decoding.DataError(f'{source} is no folder')
-  has_splits = (source / 'train').is_dir()
+  has_splits = any((source / split).is_dir() for split in SPLITS)
   if name == 'sports':
     _check_sports(source)
   found, skipped = [], {}

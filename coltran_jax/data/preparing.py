@@ -213,8 +213,20 @@ def _splits(pictures, checked):
       splits[split].append(one)
     else:
       skipped[one.id] = f'is the same file as {first_id}'
-  order = [split for split in listing.SPLITS if split in splits]
+  if not any(one.split for one in pictures) and 'valid' not in splits:
+    _hold_out(splits, checked)
+  order = [split for split in listing.SPLITS if splits.get(split)]
   return {split: splits[split] for split in order}, skipped
+
+
+def _hold_out(splits, checked):
+  """Moves a picture of few, and its copies, to `valid`: training wants one."""
+  train = splits.get('train', [])
+  digests = {checked[one.id].digest for one in train}
+  if len(digests) > 1:
+    least = min(digests)
+    splits['valid'] = [one for one in train if checked[one.id].digest == least]
+    splits['train'] = [one for one in train if checked[one.id].digest != least]
 
 
 def _leave_out(splits, checked):

@@ -209,9 +209,8 @@ def _prepared(record, protocol, size):
     raise decoding.DataError(f'{record["id"]}: {error}') from error
   if protocol == 'standard':
     return image.square(pixels, size)
-  height, width = pixels.shape[:2]
-  scale = 256 / min(height, width)
-  sides = int(width * scale), int(height * scale)
+  short = min(pixels.shape[:2])
+  sides = tuple(256 * side // short for side in pixels.shape[1::-1])
   resized = np.asarray(
     Image.fromarray(pixels).resize(sides, Image.Resampling.BILINEAR)
   )
