@@ -7,7 +7,7 @@ Expected: the likelihood was not published. Cost: 300,000 steps of 768 pictures
 on the 32 cores of a 4x4 TPU v2; measure steps/s on the slice at hand.
 
 Variants, joined by commas (`configs/color_upsampler.py:finetune,debug`):
-- tpu: bfloat16, for TPUs; README.md has a table of what it needs on which.
+- tpu: bfloat16, for TPUs; launch/README.md has a table of what it needs on which.
 - finetune: goes on from published weights (`--set init_from=weights`) on
   the 100-sports photos.
 - sports: from nothing on the 100-sports photos, small, for a CPU.

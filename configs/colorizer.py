@@ -8,7 +8,7 @@ coltran5k); its likelihood was not published. Cost: 450,000 steps of 224
 pictures on the 32 cores of a 4x4 TPU v2; measure steps/s on the slice at hand.
 
 Variants, joined by commas (`configs/colorizer.py:small,debug`):
-- tpu: bfloat16, for TPUs; README.md has a table of what it needs on which.
+- tpu: bfloat16, for TPUs; launch/README.md has a table of what it needs on which.
 - small: in the way of the paper's ColTran-S, whose sizes are not published:
   half the width, a fourth of the parameters.
 - finetune: goes on from published weights (`--set init_from=weights`) on

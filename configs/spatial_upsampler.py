@@ -7,7 +7,7 @@ Expected: the likelihood was not published. Cost: 300,000 steps of 32 pictures
 on the 32 cores of a 4x4 TPU v2; measure steps/s on the slice at hand.
 
 Variants, joined by commas (`configs/spatial_upsampler.py:finetune,debug`):
-- tpu: bfloat16, for TPUs; README.md has a table of what it needs on which.
+- tpu: bfloat16, for TPUs; launch/README.md has a table of what it needs on which.
 - finetune: goes on from published weights (`--set init_from=weights`) on
   the 100-sports photos.
 - 512: not the paper's: 64 pixels to 512, each picture's rows split over 8

@@ -1,5 +1,5 @@
-"""Compiles the train step of all configs for pods, and puts a table into the
-README: `python tests/benchmarks/aot_table.py`.
+"""Compiles the train step of all configs for pods, and puts a table into
+launch/README.md: `python tests/benchmarks/aot_table.py`.
 
 Each of the fifteen takes one to seven minutes on two cores. Its result is
 appended to a file (aot_table.jsonl); what is there is not compiled again, so that
@@ -106,8 +106,8 @@ def table(rows):
 
 
 def write(text):
-  """Puts the table between its two marks in the README."""
-  readme = ROOT / 'README.md'
+  """Puts the table between its two marks in launch/README.md."""
+  readme = ROOT / 'launch' / 'README.md'
   before, start, rest = readme.read_text().partition(START)
   _, end, after = rest.partition(END)
   if not start or not end:

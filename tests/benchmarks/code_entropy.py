@@ -26,20 +26,24 @@ def main():
   parser.add_argument('--name', default='sports')
   parser.add_argument('--split', default='valid')
   parser.add_argument('--sizes', type=int, nargs='+', default=[128, 32])
+  parser.add_argument('--pictures', type=int, help='the first so many only')
   args = parser.parse_args()
   source = sources.open_split(args.name, args.data_dir, args.split)
   joint = np.zeros((256, color.NUM_CODES), np.int64)
+  count = min(args.pictures or len(source), len(source))
+  left = count
   for batch in input_pipeline.eval_batches(
     source, sizes=tuple(args.sizes), batch_size=64
   ):
-    pictures = batch['image'][batch['_mask']]
+    pictures = batch['image'][batch['_mask']][:left]
+    left -= len(pictures)
     gray = color.to_gray(pictures).ravel()
     codes = color.to_codes(pictures).ravel()
     np.add.at(joint, (gray, codes), 1)
   print(
     json.dumps(
       {
-        'pictures': len(source),
+        'pictures': count,
         'bits_of_the_best_constant': round(entropy(joint.sum(axis=0)), 3),
         'bits_given_the_own_gray': round(
           entropy(joint) - entropy(joint.sum(axis=1)), 3
