@@ -28,7 +28,7 @@ setuptools.setup(
     'opencv-python-headless>=4.10',
     'optax>=0.2.4',
     'orbax-checkpoint>=0.11.30',
-    'pillow>=11.1',
+    'pillow>=11.3',
     'scipy>=1.13',
     'tensorboardX>=2.6.2',
     'tensorflow-datasets>=4.9.10',

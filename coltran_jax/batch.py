@@ -21,7 +21,7 @@ from coltran_jax import photo, sheets
 _log = logging.getLogger('coltran')
 PhotoError = photo.PhotoError
 # Photos in these formats become PNG: see `photo.encode`.
-_BECOME_PNG = ('.bmp', '.dib', '.heic', '.heif')
+_BECOME_PNG = ('.bmp', '.dib', '.heic', '.heif', '.avif')
 STREAM = '-'  # stdin as a photo, stdout as the output.
 
 

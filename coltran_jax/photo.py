@@ -24,12 +24,13 @@ from coltran_jax import icc, png_tiff
 MAX_PIXELS = 200_000_000
 EXTENSIONS = (
   *('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.tif', '.tiff'),
-  *('.bmp', '.dib', '.heic', '.heif'),
+  *('.bmp', '.dib', '.heic', '.heif', '.avif'),
 )
 _PLAUSIBLE_PIXELS = 1 << 24  # In however small a file: blank pictures.
 _MAX_BYTES = 2 << 30  # More than that many pixels of 16-bit RGBA.
 _PNG = b'\x89PNG\r\n\x1a\n'
 _TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
+_HEIF = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')
 _ORIENTATION = 274
 _LONGEST_JPEG_EXIF = 65533
 # Names that Pillow or people use -> the name of the format here.
@@ -45,7 +46,9 @@ _FORMATS = {
   'DIB': 'BMP',
   'HEIF': 'HEIF',
   'HEIC': 'HEIF',
+  'AVIF': 'AVIF',
 }
+_BECOME_PNG = ('HEIF', 'AVIF', 'BMP')  # Unless another format is asked for.
 _LOCK = threading.Lock()
 
 
@@ -63,7 +66,7 @@ class Photo:
     exif: EXIF block, orientation 1 and without thumbnail (it would show the
       old picture), or None.
     icc_profile: profile to embed in RGB output, or None.
-    format: 'JPEG', 'PNG', 'WEBP', 'TIFF', 'BMP' or 'HEIF'.
+    format: 'JPEG', 'PNG', 'WEBP', 'TIFF', 'BMP', 'HEIF' or 'AVIF'.
     kind: 'gray', 'sepia' (toned monochrome) or 'color', judged by the pixels.
     notes: one-line remarks worth logging.
   """
@@ -80,7 +83,7 @@ class Photo:
 def read(source):
   """Photo from a file, bytes, a PIL image or an array.
 
-  Reads JPEG, PNG, WebP, TIFF, BMP and, with pillow-heif, HEIC: 8 bit in any
+  Reads JPEG, PNG, WebP, TIFF, BMP, AVIF and, with pillow-heif, HEIC: 8 bit in any
   colour mode, 16 bit gray or RGB with or without alpha. EXIF orientation is
   applied; of several pages the first is read.
 
@@ -150,7 +153,7 @@ def _read(source):
     image = Image.open(io.BytesIO(data), formats=_openers(data))
   except Image.UnidentifiedImageError:
     raise PhotoError(
-      'is broken, or not a JPEG, PNG, WebP, TIFF, BMP or HEIC picture'
+      'is broken, or not a JPEG, PNG, WebP, TIFF, BMP, AVIF or HEIC picture'
     ) from None
   return _from_pillow(image, data)
 
@@ -169,8 +172,8 @@ def _file_bytes(path):
 
 def _openers(data):
   """Names of the Pillow plugins that may open data."""
-  if data[4:8] != b'ftyp':
-    return ['JPEG', 'PNG', 'WEBP', 'TIFF', 'BMP']
+  if data[4:8] != b'ftyp' or data[8:12] not in _HEIF:  # Films begin so, too.
+    return ['JPEG', 'PNG', 'WEBP', 'TIFF', 'BMP', 'AVIF']
   _need_heif()
   return ['HEIF']
 
@@ -351,7 +354,7 @@ def _exif(block, data, notes):
 def _target(like, format):
   """The format to write: as asked, else the photo's own or PNG."""
   if format is None:
-    return 'PNG' if like.format in ('HEIF', 'BMP') else like.format
+    return 'PNG' if like.format in _BECOME_PNG else like.format
   if format.upper() not in _FORMATS:
     raise PhotoError(f'cannot write {format}')
   return _FORMATS[format.upper()]
@@ -397,9 +400,9 @@ def encode(pixels, like, format=None, quality=95):
   Args:
     pixels: uint8 or uint16 [H, W, 3]: sRGB, or 16 bit as `read` gave them.
     like: the Photo they belong to, of the same height and width.
-    format: 'JPEG' (4:4:4), 'PNG', 'WEBP', 'TIFF', 'BMP' or 'HEIF'; by default
-      the photo's own, or PNG for HEIF and BMP.
-    quality: 1..100 for JPEG, WebP and HEIF.
+    format: 'JPEG' (4:4:4), 'PNG', 'WEBP', 'TIFF', 'BMP', 'HEIF' or 'AVIF'; by
+      default the photo's own, or PNG for the last three.
+    quality: 1..100 for JPEG, WebP, HEIF and AVIF.
 
   Raises:
     PhotoError: unknown format, too large for it, or pixels do not fit `like`.

@@ -101,7 +101,7 @@ class Colorizer:
 
     Args:
       source: a path or PIL image (PIL images in RGB come back), bytes of a file
-        (the same format comes back, PNG for BMP and HEIF) or a uint8 or uint16
+        (the same format comes back, PNG for BMP, HEIF, AVIF) or a uint8 or uint16
         array [H, W(, C)] (arrays [H, W, 3] come back: of that dtype, uint8 if
         size is 256).
       size: 'original' keeps the photo's size and luminance; 256 gives the

@@ -264,7 +264,7 @@ def test_sources_that_cannot_be_meant_are_usage_errors(sources):
     batch.plan(sources, None, 1)
 
 
-@pytest.mark.parametrize('name', ['out.gif', 'out.avif', 'out.SVG'])
+@pytest.mark.parametrize('name', ['out.gif', 'out.ico', 'out.SVG'])
 def test_an_output_in_a_format_that_is_not_written_is_a_usage_error(name):
   with pytest.raises(batch.UsageError, match='cannot be written'):
     batch.plan(['a.png'], name, 1)

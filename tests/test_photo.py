@@ -497,6 +497,22 @@ def test_heic_is_read_or_its_plugin_named(monkeypatch):
   assert opened(photo.encode(read.pixels, read)).format == 'PNG'
 
 
+def test_avif_is_read_without_a_plugin_and_becomes_png(monkeypatch):
+  monkeypatch.setattr(photo, '_has_heif', lambda: False)
+  data = saved(SMOOTH, 'AVIF', exif=exif_block(6), icc_profile=WIDE_RGB)
+  read = photo.read(data)
+  assert (read.format, read.icc_profile) == ('AVIF', WIDE_RGB)
+  assert read.pixels.shape[:2] == SMOOTH.shape[1::-1]
+  assert opened(photo.encode(read.pixels, read)).format == 'PNG'
+  assert photo.read(photo.encode(read.pixels, read, 'AVIF')).format == 'AVIF'
+
+
+def test_a_film_is_no_picture_of_an_iphone(monkeypatch):
+  monkeypatch.setattr(photo, '_has_heif', lambda: False)
+  with pytest.raises(photo.PhotoError, match='broken, or not a'):
+    photo.read(b'\0\0\0\x18ftypisom' + bytes(16))
+
+
 def test_gray_under_a_profile_is_converted_to_srgb():
   data = saved(NOISE[..., 0], 'PNG', icc_profile=LINEAR_GRAY)
   read = photo.read(data)
@@ -858,6 +874,7 @@ def sound_files():
       np.moveaxis(deep, -1, 0), photometric='rgb', planarconfig='separate'
     ),
     'bmp': saved(rgb, 'BMP'),
+    'avif': saved(rgb, 'AVIF', **tagged),
   }
   if photo._has_heif():
     files['heif'] = photo.encode(rgb, photo.read(rgb), 'HEIF')
@@ -890,6 +907,7 @@ BEGINNINGS = [
   b'BM',
   b'RIFF\x40\0\0\0WEBPVP8',
   b'\0\0\0\x18ftypheic',
+  b'\0\0\0\x18ftypavif',
 ]
 
 
