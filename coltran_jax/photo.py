@@ -29,7 +29,8 @@ EXTENSIONS = (
 _PLAUSIBLE_PIXELS = 1 << 24  # In however small a file: blank pictures.
 _MAX_BYTES = 2 << 30  # More than that many pixels of 16-bit RGBA.
 _PNG = b'\x89PNG\r\n\x1a\n'
-_TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
+_BIG_TIFF = (b'II+\0', b'MM\0+')  # Pillow cannot read their tags apart.
+_TIFF = (b'II*\0', b'MM\0*', *_BIG_TIFF)
 _HEIF = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')
 _ORIENTATION = 274
 _LONGEST_JPEG_EXIF = 65533
@@ -341,6 +342,9 @@ def _plain(image, notes):
 
 def _exif(block, data, notes):
   """What to keep of a file's EXIF block; of a TIFF, of the file itself."""
+  if data[:4] in _BIG_TIFF:
+    notes.append('EXIF of a BigTIFF is left behind')
+    return None
   try:
     if data[:4] in _TIFF:
       return png_tiff.exif_of_tiff(data)

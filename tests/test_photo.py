@@ -507,6 +507,13 @@ def test_avif_is_read_without_a_plugin_and_becomes_png(monkeypatch):
   assert photo.read(photo.encode(read.pixels, read, 'AVIF')).format == 'AVIF'
 
 
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_of_a_large_tiff_only_the_exif_is_left_behind(dtype):
+  read = photo.read(tiff(SMOOTH.astype(dtype), photometric='rgb', bigtiff=True))
+  np.testing.assert_array_equal(read.pixels, SMOOTH)
+  assert read.notes == ('EXIF of a BigTIFF is left behind',)
+
+
 def test_a_film_is_no_picture_of_an_iphone(monkeypatch):
   monkeypatch.setattr(photo, '_has_heif', lambda: False)
   with pytest.raises(photo.PhotoError, match='broken, or not a'):
