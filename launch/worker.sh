@@ -8,8 +8,9 @@
 #   worker.sh stop SECONDS              saves and stops; kills after that time
 #   worker.sh logs LINES [follow]
 #
-# In ~/coltran_run: source.tar.gz, secrets.env (mode 600), log, command, and of
-# the last run: pid, restarts, stopping (if `stop` came), code (of its exit).
+# In ~/coltran_run: source.tar.gz, unpacked (its files), secrets.env (mode 600),
+# log, command, and of the last run: pid, restarts, stopping (if `stop` came),
+# code (of its exit).
 set -euo pipefail
 here=$HOME/coltran_run
 repo=$HOME/coltran_jax
@@ -31,8 +32,11 @@ running() { # The loop and what it starts hold the lock while they live.
 install() {
   ! running || fail 'training runs here; stop it first'
   mkdir -p "$repo"
-  # The environment stays: installing again then takes seconds.
-  find "$repo" -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} +
+  # Only what an earlier installation unpacked: runs may lie there, too, and with
+  # the environment installing again takes seconds.
+  [ ! -e "$here/unpacked" ] ||
+    (cd "$repo" && xargs -d '\n' rm -f -- <"$here/unpacked")
+  tar -tzf "$here/source.tar.gz" | sed '/\/$/d' >"$here/unpacked"
   tar -xzf "$here/source.tar.gz" -C "$repo"
   get_python
   sh "$repo/launch/install.sh" '[tpu]' >/dev/null

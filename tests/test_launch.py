@@ -136,6 +136,26 @@ def test_a_run_from_up_to_down(cloud):
   assert not list(cloud.folder.glob('tmp*'))  # Nothing is left here.
 
 
+def test_a_run_in_a_relative_folder_outlives_setup_and_recovery(cloud):
+  cloud.act([128 + 9, 0])
+  cloud.tpu('up')
+  cloud.tpu('setup')
+  repo = cloud.folder / 'workers/0/coltran_jax'
+  kept = [repo / 'runs/x/checkpoints/5/state', repo / 'configs/mine.py']
+  for path in kept:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('mine')
+  # Of another commit, which this one does not have.
+  (repo / 'coltran_jax/old.py').touch()
+  with (cloud.folder / 'workers/0/coltran_run/unpacked').open('a') as file:
+    file.write('coltran_jax/old.py\n')
+  args = ('--config', 'configs/mine.py', '--workdir', 'runs/x')
+  assert 'the run broke; recovery 1' in cloud.tpu('watch', *args)
+  assert [path.read_text() for path in kept] == ['mine', 'mine']
+  assert (repo / 'coltran_jax/train.py').exists()
+  assert not (repo / 'coltran_jax/old.py').exists()
+
+
 def test_names_with_spaces_and_quotes_arrive_whole(cloud):
   cloud.act([0])
   name = 'my "slice\'s" $(touch hacked)'
