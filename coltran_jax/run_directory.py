@@ -11,6 +11,7 @@ meta holds a fingerprint of the state, since orbax restores flipped bits in
 silence; a damaged checkpoint is passed over, loudly, for the next older one.
 """
 
+import contextlib
 import copy
 import fcntl
 import json
@@ -71,15 +72,20 @@ class RunDirectory:
     self._data_fingerprint = data_fingerprint
     self._change_config = change_config
     self._finished = False
-    try:
-      self.path.mkdir(parents=True, exist_ok=True)
-      self._best = _KeepBest(_read_losses(self.path))
-      self._manager = _open(self.path, self._best, config.keep)
-      if self._manager.all_steps() and not change_config:
-        self._check_config()
-      self._lock = _lock(self.path) if jax.process_index() == 0 else None
-    except (OSError, ValueError) as error:
-      raise RunError(f'{self.path}: {error}') from error
+    with contextlib.ExitStack() as undo:
+      try:
+        self.path.mkdir(parents=True, exist_ok=True)
+        # Before orbax, which removes what it takes for left by a dead process.
+        self._lock = _lock(self.path) if jax.process_index() == 0 else None
+        if self._lock:
+          undo.callback(self._lock.close)
+        self._best = _KeepBest(_read_losses(self.path))
+        self._manager = _open(self.path, self._best, config.keep)
+        if self._manager.all_steps() and not change_config:
+          self._check_config()
+      except (OSError, ValueError) as error:
+        raise RunError(f'{self.path}: {error}') from error
+      undo.pop_all()
 
   def __enter__(self):
     return self

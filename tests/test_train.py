@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import time
 
 import conftest
 import jax
@@ -494,6 +495,22 @@ def test_a_run_directory_is_one_process_s_at_a_time(tmp_path):
     training.opened(tmp_path, training.config())
   with training.opened(tmp_path, training.config()):
     pass
+
+
+def test_a_refused_start_leaves_the_save_of_the_running_one_alone(tmp_path):
+  config, state = training.config(), training.first_state(training.trainer())
+  half = tmp_path / 'checkpoints/10.orbax-checkpoint-tmp'
+  with training.opened(tmp_path, config) as run:
+    run.save(5, state, {})
+    run.finish()
+    half.mkdir()
+    with pytest.raises(train.RunError, match='another process is training'):
+      training.opened(tmp_path, config)
+    time.sleep(0.5)  # orbax removes in the background.
+    assert half.exists()
+  with training.opened(tmp_path, config) as run:
+    run.save(15, state, {})
+  assert not half.exists()  # No process is left that would finish it.
 
 
 def test_a_run_refuses_to_go_on_with_other_data_unless_told(tmp_path):
