@@ -22,7 +22,7 @@ def main(argv=None):
   """Returns the exit code.
 
   0 fine, 1 something failed, 2 usage, 3 weights, 42 training was stopped and
-  wants to be started again.
+  wants to be started again, 75 its other processes are gone: start all again.
   """
   parser = _parser()
   args = parser.parse_args(argv)
@@ -310,7 +310,7 @@ def _train(args):
     late = isinstance(error, RuntimeError)
     return command.fail(
       f'cannot join the other processes: {error}',
-      command.EXIT_FAILED if late else command.EXIT_USAGE,
+      command.EXIT_AGAIN if late else command.EXIT_USAGE,
     )
   distributed.catch_signals()
 
@@ -350,7 +350,7 @@ def _run(args, config):
     return command.fail(
       'another process is gone, or a device failed; start all processes '
       f'again to go on: {checkpoint.first_line(error)}',
-      command.EXIT_FAILED,
+      command.EXIT_AGAIN,
     )
   return 0
 

@@ -12,6 +12,7 @@ from coltran_jax import decoding_rule
 
 DEFAULT_WEIGHTS = 'coltran-sports'
 EXIT_FAILED, EXIT_USAGE, EXIT_WEIGHTS, EXIT_RESUME = 1, 2, 3, 42
+EXIT_AGAIN = 75  # EX_TEMPFAIL: nothing is wrong here, the same may work.
 
 
 def _number(kind, text, low, high, wanted):

@@ -239,6 +239,7 @@ act() { # WORDS ARGS...
       step stop || :
       fail 1 'the training failed: see logs'
       ;;
+    *' aborted '*) recover 'the run broke' ;; # For another: none has failed.
     *' running '* | '  ') return ;; # Or taken away just now: look again.
     ' idle ') ;;
     ' finished ') say 'finished; down ends the costs' && exit ;;

@@ -14,7 +14,9 @@
 set -euo pipefail
 here=$HOME/coltran_run
 repo=$HOME/coltran_jax
-readonly RESUME=42 # coltran train: "saved; start me again"
+# coltran train: "saved; start me again"; "another process is gone, start all
+# again", which jax itself says by SIGABRT.
+readonly RESUME=42 AGAIN=75 ABORTED=134
 
 say() {
   printf 'worker %s: %s\n' "$(hostname)" "$*"
@@ -147,6 +149,8 @@ status() {
       say 'finished'
     elif [ -e "$here/stopping" ]; then
       say "stopped; exit code $code"
+    elif [ "$code" = $AGAIN ] || [ "$code" = $ABORTED ]; then
+      say "aborted; exit code $code"
     elif [ "$code" -gt 128 ]; then
       say "killed; signal $((code - 128))"
     else

@@ -622,7 +622,7 @@ def test_a_cache_folder_that_cannot_be_made_is_done_without(
 @pytest.mark.parametrize(
   ('error', 'code'),
   [
-    (RuntimeError('Failed to recognize coordinator address a'), 1),
+    (RuntimeError('Failed to recognize coordinator address a'), 75),
     (ValueError('process_id must be nonnegative'), 2),
   ],
 )
@@ -639,3 +639,24 @@ def test_peers_that_are_late_are_no_wrong_usage(
   train = ['train', '--config', f'{configs}/colorizer.py:debug']
   assert cli.main([*train, '--workdir', 'x', '--data_dir', 'y']) == code
   assert f'cannot join the other processes: {error}' in capsys.readouterr().err
+
+
+def test_a_process_that_lost_the_others_asks_to_be_started_again(
+  monkeypatch, capsys
+):
+  from coltran_jax import distributed, train
+
+  def train_and_evaluate(*args, **options):
+    raise jax.errors.JaxRuntimeError('UNAVAILABLE: Connection reset by peer')
+
+  left = []
+  monkeypatch.setattr(distributed, 'initialize', lambda *processes: None)
+  monkeypatch.setattr(distributed, 'catch_signals', lambda: None)
+  monkeypatch.setattr(distributed, 'leave', left.append)
+  monkeypatch.setattr(train, 'train_and_evaluate', train_and_evaluate)
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  configs = pathlib.Path(__file__).parent.parent / 'configs'
+  arguments = ['train', '--config', f'{configs}/colorizer.py:debug']
+  assert cli.main([*arguments, '--workdir', 'x', '--data_dir', 'y']) == 75
+  assert left == [75]
+  assert 'another process is gone' in capsys.readouterr().err

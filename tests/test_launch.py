@@ -269,6 +269,25 @@ def test_watch_ends_with_a_training_that_fails(cloud):
   assert cloud.words() == ['failed; exit code 1', 'stopped; exit code 42']
 
 
+def test_watch_ends_with_the_failure_that_made_the_others_abort(cloud):
+  cloud.act([1], [128 + 6], [75])
+  said = cloud.tpu('watch', *ARGS, code=1)
+  assert 'the training failed: see logs' in said
+  assert 'recovery' not in said
+  assert cloud.words() == [
+    'failed; exit code 1',
+    'aborted; exit code 134',
+    'aborted; exit code 75',
+  ]
+
+
+@pytest.mark.parametrize('code', [75, 128 + 6])
+def test_watch_starts_a_run_again_that_only_misses_a_process(cloud, code):
+  cloud.act([code, 0], ['wait', 0])
+  assert 'the run broke; recovery 1' in cloud.tpu('watch', *ARGS)
+  assert len(cloud.asked()) == 1
+
+
 def test_watch_replaces_a_slice_with_a_dead_worker(cloud):
   cloud.act([0], ['wait', 0])
   cloud.plan(UP, UP)
