@@ -1,7 +1,7 @@
 """What a training run keeps on disk: its config, its checkpoints.
 
     WORKDIR/config.json         the config of the newest checkpoint
-    WORKDIR/losses.json         of evaluations, by step
+    WORKDIR/losses.json         of evaluations, by step, that can be compared
     WORKDIR/checkpoints/STEP/   orbax: state, and meta (JSON)
     WORKDIR/metrics.jsonl       see `run_log`
     WORKDIR/samples/STEP.png
@@ -29,6 +29,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 from coltran_jax import checkpoint, configuration
 
 _log = logging.getLogger('coltran')
+# Of a config: losses of evaluations that differ in them cannot be compared.
+_MEASURED_BY = ('name', 'model', 'loss', 'data', 'eval_pictures')
 
 
 class RunError(RuntimeError):
@@ -118,7 +120,28 @@ class RunDirectory:
   def record_loss(self, step, loss):
     """Notes the loss of an evaluation; the best checkpoint is kept."""
     self._best.losses[step] = loss
+    self._write_losses()
+
+  def _write_losses(self):
     _write_json(self.path / 'losses.json', self._best.losses)
+
+  def _forget_losses(self, meta):
+    """Forgets losses unless those to come are measured as in a checkpoint."""
+    changed = [
+      key
+      for key in _MEASURED_BY
+      if meta['config'].get(key) != self._config.get(key)
+    ]
+    if meta['data_fingerprint'] != self._data_fingerprint:
+      changed.append('the data set')
+    if changed and self._best.losses:
+      _log.warning(
+        '%s: losses of earlier evaluations do not count any more, another '
+        'checkpoint will be the best: %s changed',
+        self.path,
+        ', '.join(changed),
+      )
+      self._best.losses.clear()
 
   def save(self, step, state, notes):
     """Starts to write a checkpoint; the state may be donated at once.
@@ -130,6 +153,7 @@ class RunDirectory:
     if step in self._manager.all_steps():
       return
     _write_json(self.path / 'config.json', self._config)
+    self._write_losses()  # Without those that were measured otherwise.
     tree = flax.serialization.to_state_dict(state)
     meta = {
       'step': step,
@@ -173,7 +197,8 @@ class RunDirectory:
 
     shapes: the state as ShapeDtypeStructs with shardings: of any mesh.
 
-    Damaged ones are moved to WORKDIR/damaged-STEP-*.
+    Damaged ones are moved to WORKDIR/damaged-STEP-*. Losses of evaluations are
+    forgotten if the config or the data set now measures something else.
 
     Raises RunError if there are checkpoints but none is sound, or if one
     belongs to another data set.
@@ -196,6 +221,7 @@ class RunDirectory:
         )
         continue
       self._set_aside(damaged)
+      self._forget_losses(meta)
       return state, meta['notes']
     if steps:
       raise RunError(

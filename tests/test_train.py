@@ -406,6 +406,54 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
     run_directory.load_weights(tmp_path, 3)
 
 
+def go_on(workdir, config, steps_losses, data='data'):
+  """Goes on with a run that is told to change; as `train` does."""
+  trainer = training.trainer()
+  state = training.first_state(trainer)
+  with training.opened(workdir, config, data, change_config=True) as run:
+    run.restore(trainer.state_shapes)
+    for step, loss in steps_losses:
+      if loss is not None:
+        run.record_loss(step, loss)
+      run.save(step, state.replace(step=jnp.int32(step)), {})
+
+
+@pytest.mark.parametrize(
+  'changes, data',
+  [
+    ({'data__flip': True}, 'data'),
+    ({'loss__any': 1}, 'data'),
+    ({'model__dropout': 0.1}, 'data'),
+    ({'eval_pictures': 4}, 'data'),
+    ({}, 'other data'),
+  ],
+)
+def test_losses_measured_otherwise_do_not_compete_for_the_best(
+  tmp_path, changes, data, caplog
+):
+  config = training.config(keep=1, **changes)
+  go_on(tmp_path, training.config(keep=1), [(1, 0.1), (2, None)])
+  assert training.steps(tmp_path) == [1, 2]
+  with training.opened(tmp_path, config, data, change_config=True) as run:
+    run.restore(training.trainer().state_shapes)
+  assert 'losses of earlier evaluations do not count' in caplog.text
+  # Nothing was saved, so the run is what it was.
+  assert run_directory.load_weights(tmp_path)[1] == 1
+  go_on(tmp_path, config, [(3, None)], data)
+  assert run_directory.load_weights(tmp_path)[1] == 3
+  go_on(tmp_path, config, [(4, 30.0), (5, 40.0), (6, None)], data)
+  assert training.steps(tmp_path) == [4, 6]
+  assert run_directory.load_weights(tmp_path)[1] == 4
+
+
+def test_the_best_stays_the_best_when_the_run_is_made_longer(tmp_path):
+  go_on(tmp_path, training.config(keep=1), [(1, 0.1), (2, None)])
+  config = training.config(keep=1, num_steps=99, optimizer__learning_rate=0.1)
+  go_on(tmp_path, config, [(3, 0.2), (4, None)])
+  assert training.steps(tmp_path) == [1, 4]
+  assert run_directory.load_weights(tmp_path)[1] == 1
+
+
 def test_a_state_goes_on_on_fewer_devices(tmp_path):
   config = training.config()
   losses_, saved = [], None
