@@ -89,8 +89,16 @@ class RunLog:
   def evaluation(self, step, metrics):
     """Writes the metrics of an evaluation after `step`."""
     self._write(step, 'eval', metrics)
-    os.fsync(self._file.fileno())  # Mounted buckets keep no less.
     _log.info('step %d: evaluation: %s', step, _listed(metrics))
+
+  def keep(self):
+    """Makes the lines so far outlast this host; call it before a checkpoint.
+
+    A run that goes on from there does not write them again.
+    """
+    os.fsync(self._file.fileno())
+    self._file.close()  # gcsfuse 3 puts a new file into the bucket only then.
+    self._file = (self._path / 'metrics.jsonl').open('a', encoding='utf-8')
 
   def pause(self, seconds):
     """Leaves seconds that no step took out of the rates."""

@@ -169,6 +169,7 @@ def _loop(
       run.record_loss(step, result['loss'])
       if log:
         log.evaluation(step, result)
+        log.keep()
     if last or step % config.sample_every == 0:
       sheet = preview.sheet(one, state.ema_variables, eval_source)
       if log:
@@ -211,6 +212,8 @@ def _loop(
       except Preempted as error:
         notice = error
     notes = {'pending': metrics.pending, 'due': notice is not None}
+    if log:
+      log.keep()
     run.save(step, state, notes)
     if notice:
       run.finish()

@@ -2,7 +2,9 @@
 
 import functools
 import logging
+import os
 import time
+import types
 
 import conftest
 import jax
@@ -21,6 +23,7 @@ from coltran_jax import (
   losses,
   models,
   run_directory,
+  run_log,
   sharding,
   train,
   train_state,
@@ -328,6 +331,37 @@ def test_a_run_that_is_stopped_and_goes_on_is_the_undisturbed_run(
   assert checkpoint.fingerprint(whole) == checkpoint.fingerprint(parts)
   sheets = sorted(p.name for p in (tmp_path / 'parts/samples').iterdir())
   assert sheets == ['00000010.png', '00000020.png']
+
+
+def test_a_checkpoint_is_saved_after_the_lines_that_no_later_start_writes(
+  tmp_path, data_dir, monkeypatch
+):
+  log, synced, saved = tmp_path / 'metrics.jsonl', [], []
+  real = run_directory.RunDirectory.save
+
+  def fsync(descriptor):
+    synced.append(os.fstat(descriptor).st_size)
+
+  def save(self, step, *args):
+    saved.append(step)
+    assert synced[-1:] == [log.stat().st_size], step
+    real(self, step, *args)
+
+  monkeypatch.setattr(run_log, 'os', types.SimpleNamespace(fsync=fsync))
+  monkeypatch.setattr(run_directory.RunDirectory, 'save', save)
+  config = training.config(num_steps=8, save_every=2, eval_every=6)
+  train.train_and_evaluate(config, tmp_path, data_dir)
+  assert saved == [2, 4, 6, 8]
+
+
+def test_a_log_is_closed_to_be_kept_and_goes_on(tmp_path):
+  with run_log.RunLog(tmp_path, 0, False, 2, 1) as log:
+    log.train(1, {'loss': 2.0})
+    before = log._file
+    log.keep()
+    assert before.closed  # What a bucket has of a new file.
+    log.train(2, {'loss': 1.0})
+  assert [line['loss'] for line in training.lines(tmp_path)] == [2, 1]
 
 
 def damage_by_flipped_bits(folder):
