@@ -577,6 +577,22 @@ def test_an_index_that_unfolds_without_end_is_refused():
     assert time.perf_counter() - start < 1
 
 
+def test_a_table_of_many_blocks_is_copied_once():
+  copied = []
+
+  class Watched(bytes):
+    def __getitem__(self, key):
+      part = super().__getitem__(key)
+      copied.append(len(part) if isinstance(key, slice) else 0)
+      return part
+
+  rows = [(b'%08d' % i, b'') for i in range(1000)]
+  blocks = [writer.entries_block([row]) for row in rows]
+  data = Watched(writer.table(blocks))
+  assert list(sstable.read_rows(data, 1 << 20)) == rows
+  assert sum(copied) <= len(data)
+
+
 def test_an_oversized_index_is_refused_before_it_is_read(tmp_path):
   with open(tmp_path / 'model-1.index', 'wb') as file:
     file.truncate(tensor_bundle.MAX_INDEX_BYTES + 1)  # sparse: no disk space

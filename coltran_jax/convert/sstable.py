@@ -36,16 +36,17 @@ def read_rows(data: bytes, max_unfolded: int) -> Iterator[tuple[bytes, bytes]]:
   handles = data[end : -len(_MAGIC)]
   metaindex, at = _read_handle(handles, 0)
   index, _ = _read_handle(handles, at)
+  blocks = data[:end]  # Once: it is a copy, and blocks may be many.
   budget = _Budget(max_unfolded)
-  _read_block(data[:end], metaindex, budget)  # names filters; only checked
+  _read_block(blocks, metaindex, budget)  # names filters; only checked
   done, previous = 0, None
-  for _, value in _read_entries(_read_block(data[:end], index, budget), budget):
+  for _, value in _read_entries(_read_block(blocks, index, budget), budget):
     handle, _ = _read_handle(value, 0)
     # In order and apart, so that no block is read twice.
     if handle[0] < done:
       raise TableError('has blocks that overlap')
     done = sum(handle)
-    block = _read_block(data[:end], handle, budget)
+    block = _read_block(blocks, handle, budget)
     for key, value in _read_entries(block, budget):
       if previous is not None and key <= previous:
         raise TableError('has keys out of order')
