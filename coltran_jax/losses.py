@@ -102,12 +102,13 @@ def _forward(model, gray, codes, noise, part):
 
 
 def _noisy(codes, logits, share, key):
-  """Returns codes [B, H, W], a share of them drawn from logits instead."""
+  """Returns codes [B, H, W], a share of each picture's drawn from logits."""
   batch, pixels = len(codes), codes[0].size
   where_key, draw_key = jax.random.split(key)
   row = jnp.arange(batch)[:, None]
-  count = round(share * pixels)
-  where = jax.random.randint(where_key, (batch, count), 0, pixels)
+  # Distinct places: of two draws at one, which one stays is up to the device.
+  order = jax.random.uniform(where_key, (batch, pixels))
+  _, where = jax.lax.top_k(order, round(share * pixels))
   logits = logits.reshape(batch, pixels, -1)[row, where]
   draws = jax.random.categorical(draw_key, jax.lax.stop_gradient(logits))
   noisy = codes.reshape(batch, pixels).at[row, where].set(draws)

@@ -105,6 +105,17 @@ def test_input_noise_reaches_the_decoders_alone_and_only_in_training():
   )
 
 
+@pytest.mark.parametrize('share', [0.15, 0.5, 1.0])
+def test_input_noise_replaces_the_share_that_it_says_at_random_places(share):
+  codes = jnp.zeros((3, 10, 20), jnp.int32)
+  logits = jnp.zeros((3, 10, 20, 4)).at[..., 0].set(-jnp.inf)  # Never a 0.
+  noisy = losses._noisy(codes, logits, share, jax.random.key(0))
+  assert set(np.unique(noisy)) - {0} == {1, 2, 3}
+  replaced = np.array(noisy != 0)
+  np.testing.assert_array_equal(replaced.mean(axis=(1, 2)), share)
+  assert share == 1 or (replaced[0] != replaced[1]).any()
+
+
 ENCODER = {'encoder', 'gray_embedding', 'parallel_logits'}
 DECODERS = {
   *('code_embedding', 'outer_decoder', 'inner_decoder'),
