@@ -115,10 +115,15 @@ def _noisy(codes, logits, share, key):
   return noisy.reshape(codes.shape)
 
 
-def check_colorizer(model, input_noise=0.0, part='all', **_):
-  """Raises ValueError if options of `colorizer` do not fit the model."""
+def check_colorizer(model, weight_decay, input_noise=0.0, part='all', **_):
+  """Raises ValueError if options of `colorizer` do not fit model or optimizer."""
   if part not in PARTS:
     raise ValueError(f'loss.part must be one of {PARTS}, not {part!r}')
+  if weight_decay and part != 'all':  # It needs no gradient to shrink them.
+    raise ValueError(
+      f'optimizer.weight_decay {weight_decay} would shrink what loss.part='
+      f"{part!r} does not train: set it to 0, or take loss.part='all'"
+    )
   if (input_noise or part == 'encoder') and not model.parallel_head:
     raise ValueError(
       "loss.input_noise and loss.part='encoder' need a model with "

@@ -209,7 +209,8 @@ class Trainer:
           + (f' in {accumulate} parts' if accumulate > 1 else '')
         )
     if config.name == 'colorizer':
-      losses.check_colorizer(self.model, **config.loss)
+      decay = config.optimizer.weight_decay
+      losses.check_colorizer(self.model, decay, **config.loss)
     resolution = models.picture_resolution(self.model)
     size = config.data.sizes[-1]
     if resolution and resolution != (size, size):

@@ -265,6 +265,17 @@ def test_a_loss_that_does_not_fit_the_colorizer_is_refused(changes, message):
     trainers.Trainer(config)
 
 
+@pytest.mark.parametrize('part', ['encoder', 'decoders'])
+def test_weight_decay_is_refused_where_it_would_shrink_what_is_not_trained(
+  part,
+):
+  changes = {'optimizer__name': 'adamw', 'optimizer__weight_decay': 0.1}
+  trainers.Trainer(training.config('colorizer', **changes))
+  message = f"weight_decay 0.1 would shrink .* loss.part='{part}'"
+  with pytest.raises(configuration.ConfigError, match=message):
+    trainers.Trainer(training.config('colorizer', **changes, loss__part=part))
+
+
 @pytest.mark.parametrize(
   'stage, changes, seq, message',
   [
