@@ -1,5 +1,6 @@
 """Data sets: what prepare keeps, skips and refuses, and opening them again."""
 
+import errno
 import hashlib
 import io
 import os
@@ -485,6 +486,31 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_later(tmp_path):
     'coltran: .*cannot be written: .*too large.*\n', done.stderr
   )
   assert prepare(tmp_path).counts == {'train': 4}
+
+
+@pytest.mark.parametrize('lacking', ['disk', 'memory', 'memory to decode'])
+def test_no_picture_is_left_out_for_lack_of_disk_or_memory(
+  tmp_path, in_this_process, monkeypatch, lacking
+):
+  data_sets.save(tmp_path / 'in' / 'train' / 'a.png', RGB)
+  webp = data_sets.encode(data_sets.picture(1), 'WEBP')
+  data_sets.save(tmp_path / 'in' / 'train' / 'b.webp', webp)
+
+  def lack(*_):
+    if lacking == 'disk':
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    raise MemoryError
+
+  place, message = {
+    'disk': ((photo.os, 'fsync'), r'cannot write .*\.png: No space.*make room'),
+    'memory': ((checking, '_png'), r'b\.webp: not enough .*fewer --workers'),
+    'memory to decode': ((photo, '_read'), r'a\.png: not enough memory'),
+  }[lacking]
+  with monkeypatch.context() as patch:
+    patch.setattr(*place, lack)
+    with pytest.raises(sources.DataError, match=message):
+      prepare(tmp_path)
+  assert prepare(tmp_path) == preparing.Report({'train': 2}, {})
 
 
 def test_the_command_tells_what_it_made_and_what_it_skipped(

@@ -80,7 +80,7 @@ def check_all(source, pictures, folder, workers=None):
     workers: processes; by default one a CPU.
 
   Raises:
-    DataError: a process died.
+    DataError: a process died, or disk or memory is full.
   """
   journal = folder / 'journal.jsonl'
   known = _read(journal)
@@ -169,8 +169,12 @@ def _end_with_parent():
 
 
 def _check(path, folder):
-  """The Checked of one file; writes its PNG into the folder if it needs one."""
-  digest = ''
+  """The Checked of one file; writes its PNG into the folder if it needs one.
+
+  Raises DataError if disk or memory is full: no fault of the picture, which
+  would be left out for good.
+  """
+  digest, png = '', None
   try:
     if os.path.getsize(path) > _MAX_BYTES:
       raise decoding.DataError(f'is larger than {_MAX_BYTES >> 20} MB')
@@ -182,16 +186,27 @@ def _check(path, folder):
       raise decoding.DataError(
         f'{width}x{height} pixels are more than {_MAX_PIXELS // 10**6} million'
       )
-    if _is_plain(data, read):
-      return Checked(digest, len(data), False, None, read.kind)
-    data = _png(read)
-    photo.write(converted(folder, digest), data)
-    return Checked(digest, len(data), True, None, read.kind)
-  except MemoryError:
-    return Checked(digest, 0, False, 'not enough memory', '')
-  except (OSError, decoding.DataError, photo.PhotoError) as error:
+    if not _is_plain(data, read):
+      png = _png(read)
+  except (MemoryError, OSError, decoding.DataError, photo.PhotoError) as error:
+    # Readers make whatever is wrong an error of theirs, with this cause.
+    causes = (error, error.__cause__)
+    if any(isinstance(cause, MemoryError) for cause in causes):
+      raise decoding.DataError(
+        f'{path}: not enough memory; run again with fewer --workers, or without '
+        'this picture'
+      ) from None
     reason = decoding.one_line(error).removeprefix('picture: ')
     return Checked(digest, 0, False, reason, '')
+  if png is None:
+    return Checked(digest, len(data), False, None, read.kind)
+  try:
+    photo.write(converted(folder, digest), png)
+  except photo.PhotoError as error:
+    raise decoding.DataError(
+      f'cannot write {error}; make room there and run again, it goes on'
+    ) from None
+  return Checked(digest, len(png), True, None, read.kind)
 
 
 def _is_plain(data, read):

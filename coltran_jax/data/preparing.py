@@ -100,7 +100,8 @@ def prepare(name, source, data_dir, workers=None, color_only=False):
 
   Raises:
     DataError: the source is not as it must be, the data set was made of other
-      files or with other options, another process prepares it, no space, ...
+      files or with other options, another process prepares it, no space or
+      memory, ...
   """
   sources.check_name(name)
   data_dir = pathlib.Path(data_dir)
