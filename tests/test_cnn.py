@@ -240,25 +240,46 @@ def test_counters_of_batches_are_dropped_beside_batch_norms_only(
     cnn.load_cnn(tensors | {'upsample.0.num_batches_tracked': np.int64(1)})
 
 
-def test_a_pth_file_needs_pytorch(monkeypatch):
+def test_a_pth_file_needs_pytorch(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, 'torch', None)
+  (tmp_path / 'x.pth').touch()
   with pytest.raises(convert.ConversionError, match=r'x\.pth .* `torch`'):
-    cnn.read_pth('x.pth')
+    cnn.read_pth(tmp_path / 'x.pth')
 
 
-def test_a_pth_file_is_read_as_nothing_but_tensors(monkeypatch):
-  def load(path, map_location, weights_only):
+class Tensor:
+  """What of PyTorch's tensors the reader uses."""
+
+  def __init__(self, array):
+    self.shape, self.dtype = array.shape, f'torch.{array.dtype}'
+    self.detach, self.numpy = lambda: self, lambda: array
+
+
+def test_a_pth_file_is_read_as_nothing_but_tensors(monkeypatch, tmp_path):
+  def load(file, map_location, weights_only):
     assert (map_location, weights_only) == ('cpu', True)
-    if path == 'none.pth':
-      raise FileNotFoundError(2, 'No such file')
-    if path == 'bad.pth':
+    if file.read() != b'good':
       raise RuntimeError('not a zip file')
-    return {'a': types.SimpleNamespace(numpy=lambda: np.arange(3))}
+    return {'a': Tensor(np.arange(3))}
 
   fake = types.SimpleNamespace(load=load)
   monkeypatch.setitem(sys.modules, 'torch', fake)
-  assert cnn.read_pth('good.pth')['a'].tolist() == [0, 1, 2]
+  for name in ('good', 'bad'):
+    (tmp_path / f'{name}.pth').write_bytes(name.encode())
+  assert cnn.read_pth(tmp_path / 'good.pth')['a'].tolist() == [0, 1, 2]
   with pytest.raises(convert.ConversionError, match=r'bad\.pth .* damaged'):
-    cnn.read_pth('bad.pth')
+    cnn.read_pth(tmp_path / 'bad.pth')
   with pytest.raises(convert.ConversionError, match=r'none\.pth: .*No such'):
-    cnn.read_pth('none.pth')
+    cnn.read_pth(tmp_path / 'none.pth')
+
+
+def test_a_pth_file_that_is_too_large_is_refused_before_pytorch_reads_it(
+  monkeypatch, tmp_path
+):
+  fake = types.SimpleNamespace(load=lambda *_, **__: {})
+  monkeypatch.setitem(sys.modules, 'torch', fake)
+  with open(tmp_path / 'x.pth', 'wb') as file:
+    file.truncate((1 << 29) + 1)  # Sparse: no disk space.
+  words = r'x\.pth .*would hold 536870913 bytes'
+  with pytest.raises(convert.ConversionError, match=words):
+    cnn.read_pth(tmp_path / 'x.pth')

@@ -64,7 +64,6 @@ ROWS = [
 HEAVY = {'tensorflow', 'torch', 'matplotlib', 'pickle'}
 # Imported where it is used only, with an error that says what is missing.
 OPTIONAL = {
-  'convert.cnn': {'torch'},
   'diffusion.weights': {'torch'},
   'tensor_files': {'torch'},
 }

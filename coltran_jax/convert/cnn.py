@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from coltran_jax import checkpoint, tensor_files
 from coltran_jax.convert import reference
 from coltran_jax.models import cnn
 
@@ -60,25 +61,25 @@ def load_cnn(tensors):
 def read_pth(path):
   """Returns {PyTorch name: numpy array} of a `.pth` file, for `load_cnn`.
 
-  Reads tensors only (`weights_only`): such a file can run no code.
+  Reads tensors only: such a file can run no code, nor unfold without end.
 
   Raises:
     ConversionError: PyTorch is not installed, or the file holds no state dict.
   """
   try:
-    import torch
-  except ImportError:
+    with open(path, 'rb') as file:
+      found = tensor_files.read_pth(file)
+      return {name: read() for name, (_, _, read) in found.items()}
+  except checkpoint.CheckpointError:  # Its other kinds of files are not ours.
     raise reference.ConversionError(
       f'{path} can be read with PyTorch only: install `torch`'
     ) from None
-  try:
-    state = torch.load(path, map_location='cpu', weights_only=True)
-    return {name: tensor.numpy() for name, tensor in state.items()}
   except OSError as error:
     raise reference.ConversionError(f'{path}: {error}') from None
   except Exception as error:  # torch, zipfile and pickle raise many kinds.
     raise reference.ConversionError(
-      f'{path} holds no state dict of plain tensors, or is damaged'
+      f'{path} holds no state dict of plain tensors, or is damaged: '
+      f'{checkpoint.first_line(error)}'
     ) from error
 
 
