@@ -12,6 +12,7 @@ nothing and are drawn from as they are.
 
 import json
 import logging
+import math
 import pathlib
 import shutil
 import zlib
@@ -190,10 +191,13 @@ def write_model_card(directory):
     raise CheckpointError(f'{directory}: {error.strerror}') from error
 
 
-def load(directory):
+def load(directory, expected=None):
   """Returns (config, params) of one stage's folder; params are numpy arrays.
 
   Those stored in float16 are float32 here.
+
+  expected: as in `check_shapes`; what does not fit is not read: a small folder may
+  announce arrays of any size. None takes what comes.
 
   Raises CheckpointError if something is missing, unknown or was changed.
   """
@@ -203,7 +207,9 @@ def load(directory):
   if not path.is_dir():
     raise CheckpointError(f'{path} is missing')
   try:
-    params = read_arrays(path)
+    params = read_arrays(path, expected=expected)
+  except CheckpointError:
+    raise
   except Exception as error:  # orbax and tensorstore raise many kinds.
     raise CheckpointError(
       f'{path} cannot be read: {first_line(error)}'
@@ -220,22 +226,26 @@ def load(directory):
   )
 
 
-def read_arrays(path, names=None):
+def read_arrays(path, names=None, expected=None):
   """Returns the tree of numpy arrays in an orbax folder.
 
-  names: of the top level, the only ones to read; None for all. Raises what
-  orbax and tensorstore raise, which is of many kinds.
+  names: of the top level, the only ones to read; None for all. expected: see
+  `load`. Raises CheckpointError, and what orbax and tensorstore raise, which is
+  of many kinds.
   """
   logging.getLogger('absl').setLevel(logging.ERROR)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     metadata = checkpointer.metadata(path).item_metadata
     if metadata is None:
-      raise CheckpointError('no orbax metadata, or damaged')
+      raise CheckpointError(f'{path} has no orbax metadata, or it is damaged')
     tree = {
       key: node
       for key, node in metadata.tree.items()
       if names is None or key in names
     }
+    if expected is not None:
+      check_shapes(path, tree, expected)
+      _check_chunks(path, tree)
     arguments = jax.tree.map(
       lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
     )
@@ -250,6 +260,7 @@ def read_arrays(path, names=None):
 def check_shapes(directory, params, expected):
   """Raises CheckpointError unless params have the expected shapes.
 
+  params: a nested dict of arrays, or of anything else that has a shape.
   expected: {path: shape}, as `models.parameter_shapes` gives it.
   """
   flat = flax.traverse_util.flatten_dict(params)
@@ -263,6 +274,20 @@ def check_shapes(directory, params, expected):
       raise CheckpointError(
         f'{directory}: parameter {name} has shape {flat[path].shape}, the model '
         f'in config.json needs {expected[path]}'
+      )
+
+
+def _check_chunks(path, tree):
+  """Raises CheckpointError if a chunk, which is unpacked whole, exceeds its array.
+
+  tree: orbax's metadata of arrays.
+  """
+  for leaf in jax.tree.leaves(tree):
+    chunk = leaf.storage.chunk_shape
+    if math.prod(chunk) > max(1, math.prod(leaf.shape)):
+      raise CheckpointError(
+        f'{path}: {leaf.name} of shape {leaf.shape} is in chunks of {chunk}: it was '
+        'changed or damaged; convert or download it again'
       )
 
 

@@ -345,7 +345,7 @@ def load_stage(directory, stage):
   Raises CheckpointError if it is missing or wrong.
   """
   folder = directory / stage
-  config, params = checkpoint.load(folder)
+  config = checkpoint.read_config(folder / 'config.json')
   if config['name'] != stage:
     raise checkpoint.CheckpointError(
       f"{folder / 'config.json'}: 'name' is {config['name']!r}, expected "
@@ -359,8 +359,7 @@ def load_stage(directory, stage):
     raise checkpoint.CheckpointError(
       f'{folder / "config.json"}: {reason}'
     ) from error
-  checkpoint.check_shapes(folder, params, expected)
-  return model, params
+  return model, checkpoint.load(folder, expected)[1]
 
 
 def sample_keys(seed, num_samples):

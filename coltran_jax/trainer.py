@@ -231,13 +231,14 @@ class Trainer:
     folder = pathlib.Path(self.config.init_from)
     if not (folder / 'config.json').exists():
       folder = folder / self.config.name
-    config, tree = checkpoint.load(folder)
+    config = checkpoint.read_config(folder / 'config.json')
     if config['name'] != self.config.name:
       raise checkpoint.CheckpointError(
         f'{folder} holds a {config["name"]}, the config trains a '
         f'{self.config.name}'
       )
-    checkpoint.check_shapes(folder, tree, models.parameter_shapes(self.model))
+    expected = models.parameter_shapes(self.model)
+    _, tree = checkpoint.load(folder, expected)
     return create(models.split(tree))
 
   def trace_train_step(self):

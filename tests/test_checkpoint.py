@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tensorstore as ts
 
 from coltran_jax import checkpoint, decoding_rule
 
@@ -165,6 +166,28 @@ def test_missing_and_damaged_arrays_are_errors(folder):
   (folder / 'params').rename(folder / 'elsewhere')
   with pytest.raises(checkpoint.CheckpointError, match='params is missing'):
     checkpoint.load(folder)
+
+
+def test_arrays_that_do_not_fit_are_refused_before_one_is_read(
+  folder, monkeypatch
+):
+  checkpoint.load(folder, SHAPES)
+
+  def restore(*_, **__):
+    pytest.fail('an array was read')
+
+  monkeypatch.setattr(checkpoint.ocp.Checkpointer, 'restore', restore)
+  with pytest.raises(checkpoint.CheckpointError, match=r'has shape \(4,\)'):
+    checkpoint.load(folder, SHAPES | {('bias',): (5,)})
+  base = f'file://{folder}/params/'
+  store = ts.KvStore.open({'driver': 'ocdbt', 'base': base}).result()
+  header = json.loads(store.read(b'bias/.zarray').result().value)
+  header = json.dumps(header | {'chunks': [1 << 30]}).encode()
+  store.write(b'bias/.zarray', header).result()
+  with pytest.raises(
+    checkpoint.CheckpointError, match=r'chunks of .1073741824,'
+  ):
+    checkpoint.load(folder, SHAPES)
 
 
 @pytest.mark.parametrize(

@@ -421,6 +421,17 @@ def test_a_wrong_shape_names_the_parameter_and_both_shapes(damaged):
   assert '/' in message.split('parameter ')[1].split(' has shape')[0]
 
 
+def test_a_wrong_shape_is_told_before_an_array_is_read(damaged, monkeypatch):
+  def restore(*_, **__):
+    pytest.fail('an array was read, and it may have any size')
+
+  monkeypatch.setattr(checkpoint.ocp.Checkpointer, 'restore', restore)
+  edit(
+    damaged / 'colorizer', lambda config: config['model'].update(mlp_size=24)
+  )
+  assert 'has shape' in failure(damaged)
+
+
 def test_a_changed_fingerprint_is_told(damaged):
   folder = damaged / 'spatial_upsampler'
   edit(folder, lambda config: config.update(fingerprint='00000000'))
