@@ -71,9 +71,11 @@ def parts(mesh):
 
 
 def share(mesh):
-  """Returns (index, count): which part of a batch this process reads.
+  """Returns which of a batch's parts this process reads, increasing.
 
-  Processes whose devices work on the same pictures read the same part.
+  Those that its devices work on: a mesh follows the wires between devices, and
+  may have those of other processes between two of one. Processes whose devices
+  work on the same pictures read the same parts.
 
   Raises ValueError if their devices have only some pictures in common.
   """
@@ -82,14 +84,14 @@ def share(mesh):
   for part, devices in enumerate(groups):
     for device in devices:
       needed.setdefault(device.process_index, set()).add(part)
-  shares = list(dict.fromkeys(frozenset(needed[p]) for p in sorted(needed)))
+  shares = {frozenset(one) for one in needed.values()}
   if len({len(one) for one in shares}) > 1 or len(groups) < sum(
     map(len, shares)
   ):
     raise ValueError(
       f'mesh seq={mesh.shape[_ROWS]} does not fit the devices of a process'
     )
-  return shares.index(frozenset(needed[jax.process_index()])), len(shares)
+  return tuple(sorted(needed[jax.process_index()]))
 
 
 def shapes(tree, shardings):
@@ -142,7 +144,7 @@ def of_state(mesh, state):
 
 
 def to_devices(mesh, batch):
-  """Returns global arrays [B, ...] of a dict of this process's rows."""
+  """Returns global arrays [B, ...] of a dict of this process's rows, see `share`."""
   sharding = of_batch(mesh)
   return {
     name: jax.make_array_from_process_local_data(sharding, rows)

@@ -135,8 +135,7 @@ def _loop(
   """Trains from `state` on; the arguments are those of `train_and_evaluate`."""
   config = one.config
   first = int(state.step)
-  index, count = one.share
-  hosts = {'process_index': index, 'process_count': count}
+  share = {'parts': one.share, 'num_parts': sharding.parts(one.mesh)}
   batches = input_pipeline.train_batches(
     source,
     sizes=tuple(config.data.sizes),
@@ -145,7 +144,7 @@ def _loop(
     start_step=first,
     flip=config.data.flip,
     min_crop=config.data.min_crop,
-    **hosts,
+    **share,
   )
   metrics = Metrics(log, one.schedule, config.log_every, notes['pending'])
 
@@ -160,7 +159,7 @@ def _loop(
         sizes=tuple(config.data.sizes),
         batch_size=config.eval_batch_size,
         limit=limit,
-        **hosts,
+        **share,
       )
       result = one.evaluate(
         state.ema_variables, _until_stopped(step, eval_batches)

@@ -44,8 +44,8 @@ def train(source, steps, *, sizes=(8, 4), seed=0, start=0, hosts=1, **options):
       sizes=sizes,
       seed=seed,
       start_step=start,
-      process_index=i,
-      process_count=hosts,
+      parts=(i,),
+      num_parts=hosts,
       **options,
     )
     for i in range(hosts)
@@ -68,8 +68,8 @@ def evaluate(source, *, batch_size=4, hosts=1, sizes=(4,), **options):
       source,
       sizes=sizes,
       batch_size=batch_size,
-      process_index=i,
-      process_count=hosts,
+      parts=(i,),
+      num_parts=hosts,
       num_threads=2,
       **options,
     )
@@ -83,6 +83,19 @@ def test_any_number_of_hosts_makes_the_same_batches(pictures, hosts):
   alone = train(pictures, 4, **AUGMENTED)
   together = train(pictures, 4, hosts=hosts, **AUGMENTED)
   np.testing.assert_array_equal(together, alone)
+
+
+def test_a_process_makes_just_the_rows_that_its_devices_hold(pictures):
+  whole = train(pictures, 1, **AUGMENTED)[0]
+  options = {'sizes': (8, 4), 'batch_size': 8, 'parts': (0, 2), 'num_parts': 4}
+  some = input_pipeline.train_batches(pictures, seed=0, **AUGMENTED, **options)
+  np.testing.assert_array_equal(next(some)['image'], whole[[0, 1, 4, 5]])
+  first = next(input_pipeline.eval_batches(pictures, **options))
+  assert first['_id'].tolist() == [0, 1, 4, 5]
+  options['parts'] = (1, 3)
+  padded = next(input_pipeline.eval_batches(pictures, **options))
+  assert padded['_id'].tolist() == [2, 3, 6, -1]
+  assert padded['_mask'].tolist() == [True, True, True, False]
 
 
 @pytest.mark.parametrize('hosts', [1, 4])
@@ -292,9 +305,11 @@ def test_nothing_to_train_on_is_an_error():
 @pytest.mark.parametrize(
   ('wrong', 'reason'),
   [
-    ({'batch_size': 6, 'process_count': 4}, '6 cannot be shared by 4'),
+    ({'batch_size': 6, 'num_parts': 4}, '6 cannot be split into 4'),
     ({'batch_size': 0}, 'batch of 0'),
-    ({'process_index': 2, 'process_count': 2}, 'no process 2 of 2'),
+    ({'parts': (2,), 'num_parts': 2}, r'no parts \(2,\) of 2'),
+    ({'parts': (1, 0), 'num_parts': 2}, r'no parts \(1, 0\) of 2'),
+    ({'parts': (), 'num_parts': 2}, r'no parts \(\) of 2'),
     ({'sizes': ()}, 'sides in pixels'),
     ({'sizes': (0, 8)}, 'sides in pixels'),
     ({'min_crop': 0}, r'min_crop must be in 0\.\.1'),

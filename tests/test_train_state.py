@@ -133,39 +133,40 @@ def test_a_mesh_that_the_devices_do_not_make_is_refused(axes):
     sharding.make_mesh(**axes)
 
 
+def stand_in(shape, owners):
+  """Returns what `share` reads of a mesh of eight devices of these processes."""
+  devices = [types.SimpleNamespace(process_index=i) for i in owners]
+  axes = dict(zip(('data', 'fsdp', 'seq'), shape, strict=True))
+  return types.SimpleNamespace(
+    devices=np.array(devices).reshape(shape), shape=axes
+  )
+
+
 @pytest.mark.parametrize(
-  'shape, processes, shares',
+  'shape, owners, shares',
   [
-    ((4, 2, 1), 2, [(0, 2), (1, 2)]),
-    ((2, 1, 4), 2, [(0, 2), (1, 2)]),
-    ((1, 1, 8), 2, [(0, 1), (0, 1)]),
-    ((2, 1, 4), 4, [(0, 2), (0, 2), (1, 2), (1, 2)]),
-    ((8, 1, 1), 1, [(0, 1)]),
+    ((4, 2, 1), (0, 0, 0, 0, 1, 1, 1, 1), [(0, 1, 2, 3), (4, 5, 6, 7)]),
+    ((2, 1, 4), (0, 0, 0, 0, 1, 1, 1, 1), [(0,), (1,)]),
+    ((1, 1, 8), (0, 0, 0, 0, 1, 1, 1, 1), [(0,), (0,)]),
+    ((2, 1, 4), (0, 0, 1, 1, 2, 2, 3, 3), [(0,), (0,), (1,), (1,)]),
+    ((8, 1, 1), (0,) * 8, [tuple(range(8))]),
+    # As on slices of TPUs, whose meshes follow the wires.
+    ((8, 1, 1), (0, 0, 1, 1, 0, 0, 1, 1), [(0, 1, 4, 5), (2, 3, 6, 7)]),
+    ((4, 1, 2), (1, 1, 0, 0, 0, 0, 1, 1), [(1, 2), (0, 3)]),
   ],
 )
 def test_processes_read_the_pictures_that_their_devices_work_on(
-  shape, processes, shares, monkeypatch
+  shape, owners, shares, monkeypatch
 ):
-  mesh = sharding.make_mesh(*shape)
-  owner = np.arange(8) * processes // 8
-  devices = [types.SimpleNamespace(process_index=i) for i in owner]
-  stand_in = types.SimpleNamespace(
-    devices=np.array(devices).reshape(shape), shape=mesh.shape
-  )
   for process, expected in enumerate(shares):
     monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
-    assert sharding.share(stand_in) == expected
+    assert sharding.share(stand_in(shape, owners)) == expected
 
 
 def test_a_process_with_a_part_of_another_s_pictures_is_refused():
-  owners = np.array([0, 0, 0, 1, 1, 1, 2, 2])
-  devices = [types.SimpleNamespace(process_index=i) for i in owners]
-  stand_in = types.SimpleNamespace(
-    devices=np.array(devices).reshape(4, 1, 2),
-    shape={'data': 4, 'fsdp': 1, 'seq': 2},
-  )
+  mesh = stand_in((4, 1, 2), (0, 0, 0, 1, 1, 1, 2, 2))
   with pytest.raises(ValueError, match='does not fit the devices'):
-    sharding.share(stand_in)
+    sharding.share(mesh)
 
 
 def test_a_state_on_an_fsdp_mesh_is_born_sharded():

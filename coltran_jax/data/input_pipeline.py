@@ -1,11 +1,12 @@
 """Batches of uint8 pictures, the same whatever reads them on how many hosts.
 
 Positions count the pictures that training sees: step k's global batch of B is
-the positions k B .. k B + B - 1, and process p of n gives rows p B/n .. (p + 1)
-B/n - 1 of it. What is at a position depends on the seed and on nothing else, so
-training goes on from any step, on any number of hosts.
+the positions k B .. k B + B - 1, and part p of n is rows p B/n .. (p + 1) B/n - 1
+of it. A process gives the parts that its devices work on (`sharding.share`). What
+is at a position depends on the seed and on nothing else, so training goes on from
+any step, on any number of hosts.
 
-Axes: B pictures of a global batch, S side of a picture.
+Axes: B pictures of a global batch, b those of a process, S side of a picture.
 """
 
 import functools
@@ -28,13 +29,13 @@ def train_batches(
   batch_size,
   seed,
   start_step=0,
-  process_index=0,
-  process_count=1,
+  parts=(0,),
+  num_parts=1,
   flip=False,
   min_crop=1.0,
   num_threads=8,
 ):
-  """Endless iterator of {'image': uint8 [B / process_count, S, S, 3]}.
+  """Endless iterator of {'image': uint8 [b, S, S, 3]}.
 
   Every epoch has each picture once, in an order of its own; epochs follow each
   other, within a batch too. A picture is cut to a random square and resized to
@@ -47,8 +48,8 @@ def train_batches(
     batch_size: B, over all processes.
     seed: whole number, 0 or more.
     start_step: the first batch is that of this step.
-    process_index: this process, 0..process_count - 1.
-    process_count: a divisor of B.
+    parts: those of this process, increasing, each 0..num_parts - 1.
+    num_parts: a divisor of B.
     flip: mirror every other picture, at random.
     min_crop: the square's side is that of the largest one times a number drawn
       from min_crop..1.
@@ -59,7 +60,7 @@ def train_batches(
       source, position in it and id.
     ValueError: arguments that make no sense.
   """
-  rows = _rows(sizes, batch_size, process_index, process_count)
+  rows = _rows(sizes, batch_size, parts, num_parts)
   if not len(source):
     raise DataError(f'{source} has no pictures')
   if not 0 < min_crop <= 1:
@@ -80,10 +81,8 @@ def train_batches(
     return cv2.flip(cut, 1) if flip and rng.random() < 0.5 else cut
 
   def batch(step):
-    first = step * batch_size + process_index * rows
-    return {
-      'image': _pictures(picture, range(first, first + rows), sizes, rows)
-    }
+    positions = (step * batch_size + rows).tolist()
+    return {'image': _pictures(picture, positions, sizes, len(rows))}
 
   return _iterate(batch, start_step, _ENDLESS, num_threads)
 
@@ -93,12 +92,12 @@ def eval_batches(
   *,
   sizes,
   batch_size,
-  process_index=0,
-  process_count=1,
+  parts=(0,),
+  num_parts=1,
   limit=None,
   num_threads=8,
 ):
-  """Iterator over all pictures once, in order, as dicts of b = B / n rows.
+  """Iterator over all pictures once, in order, as dicts of b rows.
 
   'image': uint8 [b, S, S, 3], the central square, resized as in training.
   '_mask': bool [b], False where the last batch is padded.
@@ -110,33 +109,33 @@ def eval_batches(
 
   Other arguments and errors are as for `train_batches`.
   """
-  rows = _rows(sizes, batch_size, process_index, process_count)
+  rows = _rows(sizes, batch_size, parts, num_parts)
   total = len(source) if limit is None else min(limit, len(source))
 
   def picture(position):
     return _central(_read(source, position))
 
   def batch(step):
-    first = step * batch_size + process_index * rows
-    id = np.arange(first, first + rows, dtype=np.int32)
+    id = (step * batch_size + rows).astype(np.int32)
     mask = id < total
-    images = _pictures(picture, id[mask].tolist(), sizes, rows)
+    images = _pictures(picture, id[mask].tolist(), sizes, len(rows))
     return {'image': images, '_mask': mask, '_id': np.where(mask, id, -1)}
 
   return _iterate(batch, 0, -(-total // batch_size), num_threads)
 
 
-def _rows(sizes, batch_size, process_index, process_count):
-  """The rows of a batch that are this process's."""
+def _rows(sizes, batch_size, parts, num_parts):
+  """The rows of a batch that are this process's: int [b], increasing."""
   if not sizes or min(sizes) < 1:
     raise ValueError(f'sizes must be sides in pixels, not {sizes}')
-  if batch_size < 1 or batch_size % process_count:
+  if batch_size < 1 or batch_size % num_parts:
     raise ValueError(
-      f'a batch of {batch_size} cannot be shared by {process_count} processes'
+      f'a batch of {batch_size} cannot be split into {num_parts} parts'
     )
-  if not 0 <= process_index < process_count:
-    raise ValueError(f'no process {process_index} of {process_count}')
-  return batch_size // process_count
+  wrong = [part for part in parts if not 0 <= part < num_parts]
+  if wrong or list(parts) != sorted(set(parts)) or not parts:
+    raise ValueError(f'no parts {parts} of {num_parts}')
+  return np.arange(batch_size).reshape(num_parts, -1)[list(parts)].ravel()
 
 
 def _iterate(batch, start, stop, num_threads):
