@@ -12,6 +12,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'coltran_jax'
 
 # A module may import from rows above its own only (packages: all inside).
 ROWS = [
+  {'decoding_rule'},
   {
     *('icc', 'png_tiff', 'color', 'image', 'checkpoint', 'data', 'evaluation'),
     *('configuration', 'sharding', 'run_log', 'command'),
@@ -32,6 +33,7 @@ ROWS = [
     *('models.axial', 'convert.sstable', 'hints'),
     *('data.listing', 'data.checking', 'data.sources', 'data.input_pipeline'),
     *('losses', 'evaluation.pairs', 'evaluation.inception'),
+    'evaluation.read_order',
     *('diffusion.unet', 'diffusion.vae', 'diffusion.text_encoder'),
   },
   {
