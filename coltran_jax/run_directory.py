@@ -200,8 +200,8 @@ class RunDirectory:
     Damaged ones are moved to WORKDIR/damaged-STEP-*. Losses of evaluations are
     forgotten if the config or the data set now measures something else.
 
-    Raises RunError if there are checkpoints but none is sound, or if one
-    belongs to another data set.
+    Raises RunError if there are checkpoints but none is sound, or if one belongs to
+    another data set or trained another part of the model.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     damaged, reason = [], None
@@ -249,6 +249,15 @@ class RunDirectory:
         f'{self.path} was trained on another data set '
         f'({meta["data_fingerprint"]}, now {self._data_fingerprint}); '
         'go on with --change-config'
+      )
+    parts = [
+      one['loss'].get('part', 'all') for one in (meta['config'], self._config)
+    ]
+    if parts[0] != parts[1]:
+      # The optimizer's momentum needs no gradient to move what is not trained now.
+      raise RunError(
+        f'{self.path}: loss.part cannot change from {parts[0]!r} to {parts[1]!r} '
+        'within a run; `coltran export` it, and start another with --set init_from='
       )
     tree = flax.serialization.to_state_dict(shapes)
     restored = self._manager.restore(

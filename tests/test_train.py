@@ -620,6 +620,18 @@ def test_a_run_refuses_to_go_on_with_other_data_unless_told(tmp_path):
     assert run.restore(trainer.state_shapes)
 
 
+def test_a_run_does_not_go_on_with_another_part_of_its_model(tmp_path):
+  trainer = training.trainer()
+  with training.opened(tmp_path, trainer.config) as run:
+    run.save(1, training.first_state(trainer), {})
+  config = training.config(loss__part='decoders')
+  with (
+    training.opened(tmp_path, config, change_config=True) as run,
+    pytest.raises(train.RunError, match="'all' to 'decoders' within a run"),
+  ):
+    run.restore(trainer.state_shapes)
+
+
 def test_a_broken_record_stops_the_run_with_its_name(tmp_path, data_dir):
   broken = tmp_path / 'data'
   for path in data_dir.rglob('*'):
