@@ -311,7 +311,7 @@ def _do(colorizer, job, options):
   elif read.kind == 'sepia':
     _log.info('%s: toned; taken as gray', job.name)
   colorings = colorizer.draw(read, **options)
-  like = colorizer.like(read, options['size'])
+  like = photo.at_size(read, options['size'])
   if options.get('guide'):
     like = options['guide'].like(like)
   encoded = [

@@ -63,10 +63,6 @@ class CNNColorizer:
     """Returns a list of one `pipeline.Coloring`, as `batch` asks for it."""
     return [pipeline.Coloring(one) for one in self.colorize(read, size)]
 
-  def like(self, read, size):
-    """Returns `pipeline.like`, as `batch` asks for it."""
-    return pipeline.like(read, size)
-
   def run(self, pictures):
     """Returns uint8 [B, H, W, 3], colored, of uint8 [B, H, W, 1 or 3].
 

@@ -86,10 +86,6 @@ class DiffusionColorizer:
     """Returns a list of `pipeline.Coloring`, as `batch` asks for it."""
     return [pipeline.Coloring(one) for one in self.colorize(read, **options)]
 
-  def like(self, read, size):
-    """Returns `pipeline.like`, as `batch` asks for it."""
-    return pipeline.like(read, size)
-
 
 def _enlarge(picture, side):
   """uint8 [h, w, C] whose long side is `side` or more, smooth."""

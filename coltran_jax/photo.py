@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from coltran_jax import icc, png_tiff
+from coltran_jax import icc, image, png_tiff
 
 MAX_PIXELS = 200_000_000
 EXTENSIONS = (
@@ -151,12 +151,12 @@ def _read(source):
     if deep:
       return _from_deep_tiff(data, *deep)
   try:
-    image = Image.open(io.BytesIO(data), formats=_openers(data))
+    picture = Image.open(io.BytesIO(data), formats=_openers(data))
   except Image.UnidentifiedImageError:
     raise PhotoError(
       'is broken, or not a JPEG, PNG, WebP, TIFF, BMP, AVIF or HEIC picture'
     ) from None
-  return _from_pillow(image, data)
+  return _from_pillow(picture, data)
 
 
 def _file_bytes(path):
@@ -279,65 +279,71 @@ def _from_deep_tiff(data, array, orientation, profile, pages):
   return _photo(array, 'TIFF', exif, profile, notes, orientation)
 
 
-def _from_pillow(image, data=b''):
+def _from_pillow(picture, data=b''):
   """Photo of a PIL image; data is its file, for what Pillow would lose."""
-  _check_size(image.height, image.width, len(data))
-  format = _FORMATS.get(image.format, 'PNG')
-  pages, notes = _pages(image), []
+  _check_size(picture.height, picture.width, len(data))
+  format = _FORMATS.get(picture.format, 'PNG')
+  pages, notes = _pages(picture), []
   if pages > 1:
     notes.append(f'first of {pages} pages')
-  image.load()
+  picture.load()
   # After load(): of a TIFF Pillow turns the picture then, and drops the tag.
-  orientation = _orientation(image)
-  profile = image.info.get('icc_profile')
-  exif = _exif(image.info.get('exif'), data, notes)
+  orientation = _orientation(picture)
+  profile = picture.info.get('icc_profile')
+  exif = _exif(picture.info.get('exif'), data, notes)
   if data.startswith(_PNG) and png_tiff.is_deep_png(data):
     array = png_tiff.read_png(data)  # Pillow has found the file whole.
-  elif image.mode.startswith('I;16'):
-    array = np.asarray(image, np.uint16)[..., None]
+  elif picture.mode.startswith('I;16'):
+    array = np.asarray(picture, np.uint16)[..., None]
   else:
-    image, profile, remarks = icc.to_srgb(_plain(image, notes), profile)
+    picture, profile, remarks = icc.to_srgb(_plain(picture, notes), profile)
     notes += remarks
-    array = np.asarray(image)
+    array = np.asarray(picture)
   if array.dtype == np.uint16:
     profile = icc.rgb_only(profile)
-    clear = image.info.get('transparency')
+    clear = picture.info.get('transparency')
     if clear is not None and array.shape[2] in (1, 3):
       alpha = (array != clear).any(axis=-1, keepdims=True)
       array = np.concatenate([array, alpha * np.uint16(65535)], axis=-1)
   return _photo(array, format, exif, profile, notes, orientation)
 
 
-def _pages(image):
+def _pages(picture):
   """Number of pictures in the file of a PIL image, 1 if they are broken."""
   try:
-    return getattr(image, 'n_frames', 1)
+    return getattr(picture, 'n_frames', 1)
   # Whatever a broken second page makes Pillow raise, the first may be sound.
   except Exception:
-    image.seek(0)
+    picture.seek(0)
     return 1
 
 
-def _orientation(image):
+def _orientation(picture):
   try:
-    return image.getexif().get(_ORIENTATION, 1)
+    return picture.getexif().get(_ORIENTATION, 1)
   # Broken EXIF, of any kind; `_exif` notes it.
   except Exception:
     return 1
 
 
-def _plain(image, notes):
+def _plain(picture, notes):
   """The image as L, LA, RGB, RGBA or CMYK."""
-  mode = image.mode
+  mode = picture.mode
   if mode in ('I', 'F', 'LAB'):
     raise PhotoError(f'stores {mode} pixels, not 8 or 16 bit gray or RGB')
   if mode == 'CMYK':
     notes.append('converted from CMYK')
-    return image
+    return picture
   target = 'L' if mode in ('1', 'L', 'LA', 'La') else 'RGB'
-  if 'transparency' in image.info or mode in ('LA', 'La', 'PA', 'RGBA', 'RGBa'):
+  if 'transparency' in picture.info or mode in (
+    'LA',
+    'La',
+    'PA',
+    'RGBA',
+    'RGBa',
+  ):
     target += 'A'
-  return image if mode == target else image.convert(target)
+  return picture if mode == target else picture.convert(target)
 
 
 def _exif(block, data, notes):
@@ -392,6 +398,26 @@ def eight_bit(array):
 
 def _sixteen_bit(array):
   return array * np.uint16(257) if array.dtype == np.uint8 else array
+
+
+def at_size(read, size):
+  """Returns the Photo that a result of that size takes alpha and such from.
+
+  size: 'original', or the side of the central square in pixels.
+  """
+  if size == 'original':
+    return read
+  alpha = read.alpha
+  if alpha is not None:
+    alpha = image.square(eight_bit(alpha), size)
+  # 16-bit numbers never left their profile, so nothing leads back to it.
+  deep = read.pixels.dtype == np.uint16
+  return dataclasses.replace(
+    read,
+    pixels=image.square(eight_bit(read.pixels), size),
+    alpha=alpha,
+    icc_profile=None if deep else read.icc_profile,
+  )
 
 
 def encode(pixels, like, format=None, quality=95):

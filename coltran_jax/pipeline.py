@@ -248,10 +248,6 @@ class Colorizer:
     if not fast and 'spatial_upsampler' not in self.stages:
       raise ValueError('without a spatial_upsampler only fast=True works')
 
-  def like(self, read, size):
-    """Returns the Photo that a result of this size takes alpha and such from."""
-    return like(read, size)
-
   def run(
     self,
     gray,
@@ -379,32 +375,12 @@ def _keys(seed, index):
   return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
 
 
-def like(read, size):
-  """Returns the Photo that a result takes alpha, profile and such from.
-
-  size: 'original', or the side of the central square in pixels.
-  """
-  if size == 'original':
-    return read
-  alpha = read.alpha
-  if alpha is not None:
-    alpha = image.square(photo.eight_bit(alpha), size)
-  # 16-bit numbers never left their profile, so nothing leads back to it.
-  deep = read.pixels.dtype == np.uint16
-  return dataclasses.replace(
-    read,
-    pixels=image.square(photo.eight_bit(read.pixels), size),
-    alpha=alpha,
-    icc_profile=None if deep else read.icc_profile,
-  )
-
-
 def as_source(source, colorizer, size, **options):
   """Returns a colorizer's colorings of any source, of the source's kind."""
   read = photo.read(source)
   colored = colorizer.colorize(read, size=size, **options)
   if isinstance(source, (bytes, bytearray, memoryview)):
-    target = colorizer.like(read, size)
+    target = photo.at_size(read, size)
     if options.get('guide'):
       target = options['guide'].like(target)
     return [photo.encode(pixels, target) for pixels in colored]

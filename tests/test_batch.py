@@ -41,9 +41,6 @@ class Tinted:
       for i in range(num_samples)
     ]
 
-  def like(self, read, size):
-    return read
-
 
 def save(path, array=RAMP, **options):
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -497,9 +494,6 @@ SCRIPT = """
   class Gray:
     def draw(self, read, **options):
       return [Coloring(np.repeat(read.pixels[..., :1], 3, axis=-1))]
-
-    def like(self, read, size):
-      return read
 
   logging.basicConfig(level=logging.WARNING, format='%(message)s')
   logging.getLogger('coltran').setLevel(logging.INFO)

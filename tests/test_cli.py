@@ -37,10 +37,6 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 class Gray:
   """Stands in for `pipeline.Colorizer`."""
 
-  def like(self, read, size):
-    del size
-    return read
-
   def rule(self, **given):
     return given
 
