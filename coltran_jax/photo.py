@@ -31,7 +31,8 @@ _MAX_BYTES = 2 << 30  # More than that many pixels of 16-bit RGBA.
 _PNG = b'\x89PNG\r\n\x1a\n'
 _BIG_TIFF = (b'II+\0', b'MM\0+')  # Pillow cannot read their tags apart.
 _TIFF = (b'II*\0', b'MM\0*', *_BIG_TIFF)
-_HEIF = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')
+_HEIF = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'hevm', b'hevs')
+_EITHER = (b'mif1', b'msf1')  # HEIF or AVIF: compatible brands tell.
 _ORIENTATION = 274
 _LONGEST_JPEG_EXIF = 65533
 # Names that Pillow or people use -> the name of the format here.
@@ -173,10 +174,12 @@ def _file_bytes(path):
 
 def _openers(data):
   """Names of the Pillow plugins that may open data."""
-  if data[4:8] != b'ftyp' or data[8:12] not in _HEIF:  # Films begin so, too.
-    return ['JPEG', 'PNG', 'WEBP', 'TIFF', 'BMP', 'AVIF']
-  _need_heif()
-  return ['HEIF']
+  brand, others = data[8:12], data[16 : int.from_bytes(data[:4])][:64]
+  heif = brand in _HEIF or (brand in _EITHER and b'avif' not in others)
+  if data[4:8] == b'ftyp' and heif:  # Films begin with ftyp, too.
+    _need_heif()
+    return ['HEIF']
+  return ['JPEG', 'PNG', 'WEBP', 'TIFF', 'BMP', 'AVIF']
 
 
 def _need_heif():

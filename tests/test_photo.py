@@ -514,6 +514,14 @@ def test_of_a_large_tiff_only_the_exif_is_left_behind(dtype):
   assert read.notes == ('EXIF of a BigTIFF is left behind',)
 
 
+def test_a_picture_that_may_be_either_is_what_its_other_brands_say(monkeypatch):
+  monkeypatch.setattr(photo, '_has_heif', lambda: False)
+  data = saved(SMOOTH, 'AVIF')
+  assert photo.read(data[:8] + b'mif1' + data[12:]).format == 'AVIF'
+  with pytest.raises(photo.PhotoError, match='HEIC needs a plugin'):
+    photo.read(b'\0\0\0\x18ftypmif1\0\0\0\0heicmif1' + bytes(16))
+
+
 def test_a_film_is_no_picture_of_an_iphone(monkeypatch):
   monkeypatch.setattr(photo, '_has_heif', lambda: False)
   with pytest.raises(photo.PhotoError, match='broken, or not a'):
