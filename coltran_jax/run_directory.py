@@ -29,8 +29,13 @@ from orbax.checkpoint import checkpoint_managers as policies
 from coltran_jax import checkpoint, configuration
 
 _log = logging.getLogger('coltran')
-# Of a config: losses of evaluations that differ in them cannot be compared.
+# Of a config: losses of evaluations that differ in them cannot be compared; but what
+# such a section says of training or memory alone changes none.
 _MEASURED_BY = ('name', 'model', 'loss', 'data', 'eval_pictures')
+_TRAINING_ONLY = (
+  *('train_split', 'flip', 'min_crop', 'input_noise'),
+  *('dropout', 'encoder_dropout', 'remat', 'chunk', 'encoder_chunk'),
+)
 
 
 class RunError(RuntimeError):
@@ -127,12 +132,11 @@ class RunDirectory:
 
   def _forget_losses(self, meta):
     """Forgets losses unless those to come are measured as in a checkpoint."""
-    changed = [
-      key
-      for key in _MEASURED_BY
-      if meta['config'].get(key) != self._config.get(key)
-    ]
-    if meta['data_fingerprint'] != self._data_fingerprint:
+    before, now = map(_measured, (meta['config'], self._config))
+    changed = [key for key in _MEASURED_BY if before[key] != now[key]]
+    # Of two, the evaluation's is the last.
+    marks = (meta['data_fingerprint'], self._data_fingerprint)
+    if len({mark.rpartition(', ')[2] for mark in marks}) > 1:
       changed.append('the data set')
     if changed and self._best.losses:
       _log.warning(
@@ -364,6 +368,17 @@ def load_weights(workdir, step=None):
         f'checkpoint {step} of {path} cannot be read: {checkpoint.first_line(error)}'
       ) from error
   return meta['config'], step, tree['ema_params'], tree.get('collections', {})
+
+
+def _measured(config):
+  """Returns what decides how an evaluation measures: {key: value} of a config."""
+  sections = {key: config.get(key) for key in _MEASURED_BY}
+  return {
+    key: {k: v for k, v in section.items() if k not in _TRAINING_ONLY}
+    if isinstance(section, dict)
+    else section
+    for key, section in sections.items()
+  }
 
 
 def _read_losses(path):

@@ -466,9 +466,25 @@ def go_on(workdir, config, steps_losses, data='data'):
 @pytest.mark.parametrize(
   'changes, data',
   [
-    ({'data__flip': True}, 'data'),
+    ({'data__flip': True, 'loss__input_noise': 0.1}, 'more, valid'),
+    ({'model__dropout': 0.1, 'model__remat': True}, 'train, valid'),
+  ],
+)
+def test_losses_count_on_where_only_training_changes(tmp_path, changes, data):
+  go_on(
+    tmp_path, training.config(keep=1), [(1, 0.1), (2, None)], 'train, valid'
+  )
+  config = training.config(keep=1, **changes)
+  go_on(tmp_path, config, [(3, 30.0), (4, None)], data)
+  assert training.steps(tmp_path) == [1, 4]
+
+
+@pytest.mark.parametrize(
+  'changes, data',
+  [
+    ({'data__sizes': (16, 8)}, 'data'),
     ({'loss__any': 1}, 'data'),
-    ({'model__dropout': 0.1}, 'data'),
+    ({'model__num_heads': 2}, 'data'),
     ({'eval_pictures': 4}, 'data'),
     ({}, 'other data'),
   ],
