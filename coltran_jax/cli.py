@@ -345,6 +345,12 @@ def _run(args, config):
   except (train.RunError, sources.DataError, OSError) as error:
     return command.fail(error, command.EXIT_FAILED)
   except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' in str(error):  # On all, and the next time, too.
+      return command.fail(
+        'a device has too little memory; `coltran aot` says what a config needs: '
+        f'{checkpoint.first_line(error)}',
+        command.EXIT_FAILED,
+      )
     if jax.process_count() == 1:
       raise
     return command.fail(

@@ -266,10 +266,10 @@ def _coltran5k(args):
       given = options | cli_diffusion.given(args)
       colorings.make(pictures, folder, methods, given, place=place)
       made += [folder / label for label in methods]
-    if place[1] > 1:
+    if args.weights and place[1] > 1:
       _log.info(
         '%s: the share of process %d of %d is colored; when all are, give the same '
-        'command without --num-processes',
+        'command with --num-processes 1 --process-id 0',
         folder,
         *place,
       )

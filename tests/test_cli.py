@@ -637,13 +637,20 @@ def test_peers_that_are_late_are_no_wrong_usage(
   assert f'cannot join the other processes: {error}' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+  'reason, code, message',
+  [
+    ('UNAVAILABLE: Connection reset by peer', 75, 'another process is gone'),
+    ('RESOURCE_EXHAUSTED: Ran out of memory', 1, 'has too little memory'),
+  ],
+)
 def test_a_process_that_lost_the_others_asks_to_be_started_again(
-  monkeypatch, capsys
+  reason, code, message, monkeypatch, capsys
 ):
   from coltran_jax import distributed, train
 
   def train_and_evaluate(*args, **options):
-    raise jax.errors.JaxRuntimeError('UNAVAILABLE: Connection reset by peer')
+    raise jax.errors.JaxRuntimeError(reason)
 
   left = []
   monkeypatch.setattr(distributed, 'initialize', lambda *processes: None)
@@ -653,6 +660,6 @@ def test_a_process_that_lost_the_others_asks_to_be_started_again(
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   configs = pathlib.Path(__file__).parent.parent / 'configs'
   arguments = ['train', '--config', f'{configs}/colorizer.py:debug']
-  assert cli.main([*arguments, '--workdir', 'x', '--data_dir', 'y']) == 75
-  assert left == [75]
-  assert 'another process is gone' in capsys.readouterr().err
+  assert cli.main([*arguments, '--workdir', 'x', '--data_dir', 'y']) == code
+  assert left == [code]
+  assert message in capsys.readouterr().err
