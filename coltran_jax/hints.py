@@ -42,7 +42,7 @@ class Guide:
   points: (x, y, (red, green, blue)) each. picture: uint8 [H, W, 4], a hint
   wherever alpha is 128 or more. mask: uint8 [H, W], what to draw anew: 255
   all, 0 not at all, or bool; keep: uint8 or uint16 [H, W, 3], the coloring that
-  stays elsewhere (uint16 of a uint16 photo).
+  stays elsewhere (uint16 if the photo is; else a uint16 one is taken as sRGB).
   """
 
   points: tuple = ()

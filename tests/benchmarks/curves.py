@@ -20,7 +20,7 @@ from matplotlib import pyplot
 # Title, key, prefixes of the runs in it, top of the axis.
 PANELS = [
   ('encoder alone', 'parallel_bits_per_dim', ['colorizer-encoder'], 3.5),
-  ('decoders', 'bits_per_dim', ['colorizer-decoders'], None),
+  ('decoders', 'bits_per_dim', ['colorizer-all', 'colorizer-decoders'], None),
   (
     'upsamplers',
     'bits_per_dim',
