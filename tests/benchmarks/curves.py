@@ -20,7 +20,7 @@ from matplotlib import pyplot
 # Title, key, prefixes of the runs in it, top of the axis.
 PANELS = [
   ('encoder alone', 'parallel_bits_per_dim', ['colorizer-encoder'], 3.5),
-  ('decoders', 'bits_per_dim', ['colorizer-all', 'colorizer-decoders'], None),
+  ('decoders', 'bits_per_dim', ['colorizer-all', 'colorizer-decoders'], 2.6),
   (
     'upsamplers',
     'bits_per_dim',
@@ -48,7 +48,7 @@ def main():
     ax.set(title=title, xlabel='steps', ylabel=UNITS[key])
     ax.set_ylim(top=top)
     ax.grid(alpha=0.3)
-    ax.legend(fontsize=8)
+    ax.legend(fontsize=8, loc='upper right')
   figure.tight_layout()
   figure.savefig(args.picture, dpi=100)
 
