@@ -20,8 +20,6 @@ from coltran_jax import photo, sheets
 
 _log = logging.getLogger('coltran')
 PhotoError = photo.PhotoError
-# Photos in these formats become PNG: see `photo.encode`.
-_BECOME_PNG = ('.bmp', '.dib', '.heic', '.heif', '.avif')
 STREAM = '-'  # stdin as a photo, stdout as the output.
 
 
@@ -172,7 +170,8 @@ def _job(source, below, folder, target, num_samples, uncertainty):
     stem, suffix = 'stdin', '.png'
   else:
     # 'a.bmp' becomes 'a.bmp.png': beside an 'a.png' both have their place.
-    change = below.suffix.lower() in _BECOME_PNG
+    own = _format(below.suffix)
+    change = bool(own) and photo.becomes_png(own)
     stem = below.name if change else below.stem
     suffix = '.png' if change else below.suffix
   if target:

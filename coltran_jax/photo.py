@@ -50,7 +50,7 @@ _FORMATS = {
   'HEIC': 'HEIF',
   'AVIF': 'AVIF',
 }
-_BECOME_PNG = ('HEIF', 'AVIF', 'BMP')  # Unless another format is asked for.
+_BECOME_PNG = ('HEIF', 'AVIF', 'BMP')
 _LOCK = threading.Lock()
 
 
@@ -364,10 +364,15 @@ def _exif(block, data, notes):
     return None
 
 
+def becomes_png(format):
+  """True if what is made of a photo of this format is PNG, unless asked for."""
+  return _FORMATS[format.upper()] in _BECOME_PNG
+
+
 def _target(like, format):
   """The format to write: as asked, else the photo's own or PNG."""
   if format is None:
-    return 'PNG' if like.format in _BECOME_PNG else like.format
+    return 'PNG' if becomes_png(like.format) else like.format
   if format.upper() not in _FORMATS:
     raise PhotoError(f'cannot write {format}')
   return _FORMATS[format.upper()]
