@@ -6,8 +6,8 @@
 
 `config.json` holds all that inference needs besides the arrays; `model` is
 exactly the module's keyword arguments. `decoding` is how to draw where nobody says
-otherwise, any of `decoding_rule.DEFAULTS`: small weights want to be held in; published ones say
-nothing and are drawn from as they are.
+otherwise, any of `decoding_rule.DEFAULTS`: small weights want to be held in; published
+ones say nothing and are drawn from as they are.
 """
 
 import json

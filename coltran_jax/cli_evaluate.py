@@ -266,14 +266,14 @@ def _coltran5k(args):
       given = options | cli_diffusion.given(args)
       colorings.make(pictures, folder, methods, given, place=place)
       made += [folder / label for label in methods]
-    if args.weights and place[1] > 1:
-      _log.info(
-        '%s: the share of process %d of %d is colored; when all are, give the same '
-        'command with --num-processes 1 --process-id 0',
-        folder,
-        *place,
-      )
-      return
+      if place[1] > 1:
+        _log.info(
+          '%s: the share of process %d of %d is colored; when all are, give the same '
+          'command with --num-processes 1 --process-id 0',
+          folder,
+          *place,
+        )
+        return
     for network in networks:
       found = distributions.coltran5k(split, made, network)
       for label, row in found.items():

@@ -269,10 +269,12 @@ class Colorizer:
     mean_of = options.pop('mean_of')
     gray = np.repeat(gray, mean_of, axis=0)
     mirrored = np.arange(len(gray)) % mean_of % 2 == 1
+    heard = None
     if prior is not None:
-      prior = np.broadcast_to(prior, (len(gray), *prior.shape))
       # Against decoder and encoder together, a hint weighs as against the one.
       heard = prior * np.float32(1 + decoding['encoder_weight'])
+      heard = np.broadcast_to(heard, (len(gray), *heard.shape))
+      heard = _turned(heard, mirrored)
     sample = sampling.sample(
       *self.stages['colorizer'],
       _turned(gray, mirrored),
@@ -280,7 +282,7 @@ class Colorizer:
       **options,
       mode=sampler,
       keep_logits=uncertainty,
-      prior=None if prior is None else _turned(heard, mirrored),
+      prior=heard,
     )
     sample = jax.tree.map(lambda x: _turned(np.asarray(x), mirrored), sample)
     entropy = None
